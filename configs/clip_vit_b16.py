@@ -1,0 +1,25 @@
+"""What does CLIP ViT-B/16 reach on this dataset? The baseline at the scale of the published corpora.
+
+Open-PMC's recipe (AdamW 5e-4, betas 0.9/0.98, weight decay 0.2, crops of 90 to 100 %, cosine), at a
+budget in samples seen, so that datasets of different size get the same compute. From scratch; needs
+about 25 GB of accelerator memory per 1,024 pairs of the batch, with --config.model.image.transformer.remat=dots half.
+
+  python -m jaxclip.train --config=configs/clip_vit_b16.py --config.data.path=DATASET --workdir=RUN \
+      --config.data.tokenizer.path=bpe_simple_vocab_16e6.txt.gz
+"""
+
+from jaxclip.config import TrainConfig
+from jaxclip.models.clip import ClipConfig
+from jaxclip.models.vit import vit
+from jaxclip.optimizer import Duration
+
+
+def get_config() -> TrainConfig:
+    config = TrainConfig(batch_size=2048, duration=Duration(amount=112_000_000, unit="samples"))
+    config.model = ClipConfig(image=vit("B", 16))
+    config.optimizer.peak_lr = 5e-4
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.2
+    config.optimizer.warmup = Duration(amount=2000, unit="steps")
+    return config

@@ -1,0 +1,35 @@
+"""Parts that several configs share."""
+
+from jaxclip.config import TrainConfig
+from jaxclip.data.image import ImageConfig
+from jaxclip.models.clip import ClipConfig
+from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.text import TextConfig
+from jaxclip.models.vit import ViTConfig
+from jaxclip.optimizer import Duration
+
+
+def tiny_clip(*, image_size: int, patch_size: int, context_length: int) -> TrainConfig:
+    """A CLIP of about 2 M parameters for 2 CPU cores: 4 layers of width 128 a tower, float32."""
+    config = TrainConfig(batch_size=128)
+    config.data.image = ImageConfig(
+        size=image_size, crop_scale=(0.7, 1.0), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
+    config.data.tokenizer.context_length = context_length
+    config.model = ClipConfig(
+        image=ViTConfig(patch_size=patch_size, transformer=tiny_transformer(), pool="mean"),
+        text=TextConfig(transformer=tiny_transformer()),
+        embed_dim=128,
+        dtype="float32",
+    )
+    config.optimizer.peak_lr = 1e-3
+    config.optimizer.warmup = Duration(amount=5, unit="percent")
+    config.checkpoint.every = 200
+    config.eval.every = 200
+    config.log.every = 20
+    return config
+
+
+def tiny_transformer() -> TransformerConfig:
+    # unrolled: faster on a CPU, and four layers compile in seconds
+    return TransformerConfig(width=128, depth=4, num_heads=4, scan=False)

@@ -1,0 +1,75 @@
+"""What every program of the project does around its main(): flags in, one line out for a user's mistake."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+
+ROOT = Path(__file__).resolve().parent.parent
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses flags and runs main(argv); exits with what it returns.
+
+    An error that this project raised on purpose is shown as one line, without a traceback; so is a
+    flag that does not exist or does not parse. JAXCLIP_TRACEBACK=1 shows the traceback too.
+    """
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # the libraries' diaries: --verbosity=0
+        if len(argv) > 1:
+            return _tell(f"{' '.join(argv[1:])!r} is not a flag. Flags are written --name=value.")
+        try:
+            return main(argv)
+        except USER_ERRORS as error:
+            if not _is_ours(error) or os.environ.get("JAXCLIP_TRACEBACK"):
+                raise
+            return _tell(str(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    from ml_collections.config_flags import config_flags
+
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if os.environ.get("JAXCLIP_TRACEBACK"):
+            raise
+        del config_flags
+        sys.exit(_tell(_explain(argv, error)))
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
+    """Adds the near names to config_flags' bare complaint about a field that does not exist."""
+    message = str(error).strip("'\"") or type(error).__name__
+    for argument in argv:
+        if argument.startswith("--config.") and isinstance(error, (AttributeError, KeyError)):
+            from jaxclip.config import TrainConfig, flatten, to_dict, unknown_field
+
+            path = argument.removeprefix("--config.").split("=")[0]
+            if path not in flatten(to_dict(TrainConfig())):
+                return unknown_field(path)
+    return message
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the line that raised it is the project's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    file = Path(frames[-1].filename).resolve()
+    return file.is_relative_to(ROOT) and "site-packages" not in file.relative_to(ROOT).parts
+
+
+def _tell(message: str) -> int:
+    print(f"Error: {message}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR

@@ -1,0 +1,169 @@
+"""The config of a run: the dataclasses that live beside their owners, put together.
+
+A config file has get_config() -> TrainConfig; any field can be overridden on the command line:
+--config.optimizer.peak_lr=3e-4. Saved as WORKDIR/config.json.
+"""
+
+import dataclasses
+import difflib
+import json
+import typing
+from typing import Any
+
+from etils import epath
+
+from jaxclip.checkpoint import CheckpointConfig
+from jaxclip.data.pipeline import DataConfig
+from jaxclip.losses import LossConfig
+from jaxclip.metrics import LogConfig
+from jaxclip.models.clip import ClipConfig
+from jaxclip.optimizer import Duration, OptimizerConfig
+from jaxclip.sharding import ShardingConfig
+
+# What may differ when a run is resumed: where and how fast it runs, not what it computes.
+RESUMABLE = ("log.", "checkpoint.", "sharding.", "eval.", "data.num_threads", "data.num_workers",
+             "data.path", "data.tokenizer.path")  # fmt: skip
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class EvalConfig:
+    """Evaluation while training."""
+
+    every: int = 1000  # steps; 0: only at the end
+    split: str = "validation"
+    batch_size: int = 0  # 0: the training batch's
+    zero_shot: tuple[str, ...] = ()  # prompt files, by name or path; see evals/zero_shot.py
+    ema: bool = False  # score the averaged parameters; needs optimizer.ema_decay
+
+    def validate(self, name: str = "eval") -> None:
+        for field in ("every", "batch_size"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{name}.{field} ({getattr(self, field)}) must be 0 or more.")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    seed: int = 0  # of initialisation, order, augmentation and dropout
+    batch_size: int = 1024  # pairs, global: all devices and hosts together
+    duration: Duration = dataclasses.field(
+        default_factory=lambda: Duration(amount=10, unit="epochs")
+    )  # of the run; in samples for a budget that does not depend on the dataset
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError: field, value, rule, remedy. Touches no device and no file."""
+        check_types(self)
+        if self.seed < 0:
+            raise ValueError(f"seed ({self.seed}) must be 0 or more.")
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be at least 2: the other pairs of the batch are "
+                "the negatives."
+            )
+        self.duration.validate("duration")
+        if not self.duration.amount or self.duration.unit == "percent":
+            raise ValueError(
+                f"duration ({self.duration.amount} {self.duration.unit}) must be more than 0 steps, "
+                "samples or epochs."
+            )
+        self.data.validate()
+        self.model.validate(self.data.image.size)
+        for part in (self.loss, self.optimizer, self.checkpoint, self.eval, self.log):
+            part.validate()
+        if self.eval.ema and not self.optimizer.ema_decay:
+            raise ValueError("eval.ema needs an average: set optimizer.ema_decay, e.g. 0.999.")
+
+
+def check_types(config: Any, name: str = "") -> None:
+    """Raises ValueError if a field of a dataclass, at any depth, is not of its declared type."""
+    for field, expected in typing.get_type_hints(type(config)).items():
+        value, path = getattr(config, field), f"{name}{field}"
+        if dataclasses.is_dataclass(expected):
+            if not isinstance(value, expected):
+                raise ValueError(f"{path} ({value!r}) must be a {expected.__name__}.")
+            check_types(value, f"{path}.")
+        elif not _is_a(value, expected):
+            readable = expected if typing.get_origin(expected) else expected.__name__
+            raise ValueError(f"{path} ({value!r}) must be of type {readable}.")
+
+
+def _is_a(value: Any, expected: Any) -> bool:
+    if typing.get_origin(expected) is not tuple:
+        is_bool_for_int = isinstance(value, bool) and expected in (int, float)
+        return not is_bool_for_int and isinstance(value, (int, float) if expected is float else expected)
+    if not isinstance(value, tuple):
+        return False
+    items = typing.get_args(expected)
+    if items[-1] is Ellipsis:
+        items = items[:1] * len(value)
+    return len(items) == len(value) and all(map(_is_a, value, items))
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], cls: type = TrainConfig) -> Any:
+    """The config that to_dict or a config.json describes.
+
+    Raises:
+      ValueError: a field that this jaxclip does not know.
+    """
+    types = typing.get_type_hints(cls)
+    if unknown := sorted(values.keys() - types.keys()):
+        raise ValueError(f"{cls.__name__} has no field {unknown}. It has: {', '.join(types)}.")
+
+    def convert(expected, value):
+        if dataclasses.is_dataclass(expected):
+            return from_dict(value, expected)
+        if typing.get_origin(expected) is tuple:
+            inner = typing.get_args(expected)[0]
+            return tuple(tuple(v) if typing.get_origin(inner) is tuple else v for v in value)
+        return value
+
+    return cls(**{name: convert(types[name], value) for name, value in values.items()})
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`field: old -> new` for each field that differs and may not when a run is resumed."""
+    old, new = (flatten(json.loads(json.dumps(values))) for values in (old, new))
+    return [
+        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and not field.startswith(RESUMABLE)
+    ]
+
+
+def load_config(workdir: epath.PathLike) -> TrainConfig:
+    """The config of a run. Raises FileNotFoundError if there is no run in `workdir`."""
+    file = epath.Path(workdir) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{workdir} holds no run of jaxclip.train (no config.json).")
+    return from_dict(json.loads(file.read_text()))
+
+
+def unknown_field(path: str) -> str:
+    """What to tell about a --config.PATH that does not exist."""
+    fields = list(flatten(to_dict(TrainConfig())))
+    near = difflib.get_close_matches(path, fields, n=3, cutoff=0.4)
+    return f"config.{path} does not exist. " + (f"Near: {', '.join(near)}." if near else "")

@@ -1,0 +1,343 @@
+"""The DATASET contract: what a record is, how a dataset is written, and how it is opened.
+
+A DATASET is a directory:
+
+    records-00000.array_record ...   one record a figure or panel, image bytes and all texts
+    metadata.parquet                 one row a record, in order of position, with every quality signal
+    dropped.jsonl                    one line an item that did not become a record, with the reason
+    tokenizer.json                   optional: a vocabulary trained on the train split
+    manifest.json                    counts, hashes, schema version; written last
+
+A directory without manifest.json is not a dataset: a killed writer leaves finished shards, which the
+same command reuses, and nothing that opens. A record's position is its index over all shards in order.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grain
+import msgpack
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from array_record.python import array_record_module
+from etils import epath
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "validation", "test")
+TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Record:
+    """One figure or panel with all its texts."""
+
+    image: bytes  # encoded, JPEG or PNG
+    width: int  # pixels, of `image`
+    height: int
+    caption: str  # of the whole figure
+    panel_caption: str = ""  # the part of the caption about this panel
+    references: str = ""  # the sentences of the article that cite the figure
+    summary: str = ""  # of the references
+    article_id: str = ""
+    figure_id: str = ""
+    panel_id: str = ""  # "" for a whole figure
+    source: str = ""  # the corpus, e.g. "open_pmc"
+    licence: str = ""
+    image_sha256: str = ""  # hex, of `image`; filled in by pack()
+
+    def texts(self) -> dict[str, str]:
+        return {field: getattr(self, field) for field in TEXT_FIELDS}
+
+    def pack(self) -> bytes:
+        """The bytes of one ArrayRecord entry: msgpack of [schema version, fields]."""
+        self.image_sha256 = hashlib.sha256(self.image).hexdigest()
+        return msgpack.packb([SCHEMA_VERSION, dataclasses.asdict(self)])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Record":
+        """Raises ValueError for bytes that are not a record of this schema version."""
+        try:
+            version, fields = msgpack.unpackb(data)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ValueError(f"Not a jaxclip record ({len(data)} bytes): {error}") from None
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"Record has schema version {version}; this jaxclip reads {SCHEMA_VERSION}. "
+                "Rebuild the dataset with this jaxclip, or install the one that wrote it."
+            )
+        return cls(**fields)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Example:
+    """A record on its way into a dataset, with what is said of it in metadata.parquet."""
+
+    record: Record
+    split: str
+    signals: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Drop:
+    """An item that does not become a record."""
+
+    item: str  # what the user knows it by: file name, row number
+    reason: str  # a few words, the same for all of a kind: they are counted
+    detail: str = ""
+
+
+def split_of(group: str, fractions: Sequence[float] = (0.9, 0.05, 0.05), salt: str = "") -> str:
+    """The split of all records of `group` (an article), by stable hash: never two splits.
+
+    Args:
+      group: article id.
+      fractions: of train, validation, test; sums to 1.
+      salt: another salt is another partition.
+    """
+    digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
+    u = int.from_bytes(digest[:8], "big") / 2**64
+    if u < fractions[0]:
+        return "train"
+    return "validation" if u < fractions[0] + fractions[1] else "test"
+
+
+def hash64(text: str | bytes) -> int:
+    """64-bit identity of a text or image, as int64 fits a column and a NumPy array."""
+    data = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+
+
+def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
+    record = example.record
+    if example.split not in SPLITS:
+        raise ValueError(f"split ({example.split!r}) must be one of {', '.join(SPLITS)}.")
+    row: dict[str, Any] = {
+        name: getattr(record, name)
+        for name in ("article_id", "figure_id", "panel_id", "source", "licence", "width", "height")
+    }
+    row |= {"split": example.split, "record_bytes": packed_bytes}
+    row |= {"image_sha256": record.image_sha256}
+    row |= {f"{field}_chars": len(text) for field, text in record.texts().items()}
+    if clash := (row.keys() | {"position"}) & example.signals.keys():
+        raise ValueError(f"signals {sorted(clash)} are names of the record's own columns. Rename them.")
+    return row | example.signals
+
+
+def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
+    """Writes a small file whole or not at all."""
+    path = epath.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    temporary.replace(path)
+
+
+def _shard_name(index: int) -> str:
+    return f"records-{index:05d}"
+
+
+def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example | Drop]) -> dict:
+    """Writes shard `index` of a dataset in the making; returns its counts.
+
+    The shard is done when its .json exists, which is written last; a shard that is done is left as it is.
+    """
+    directory = epath.Path(directory)
+    name = _shard_name(index)
+    done = directory / f"{name}.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    rows, drops, digest = [], [], hashlib.sha256()
+    temporary = directory / f"{name}.array_record.tmp"
+    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1,uncompressed")
+    for item in items:
+        if isinstance(item, Drop):
+            drops.append(dataclasses.asdict(item))
+            continue
+        packed = item.record.pack()
+        rows.append(_metadata_row(item, len(packed)))
+        writer.write(packed)
+        digest.update(packed)
+    writer.close()
+    temporary.replace(directory / f"{name}.array_record")
+    columns = dict.fromkeys(name for row in rows for name in row)  # from_pylist takes row 0's only
+    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+    pq.write_table(table, directory / f"{name}.parquet")
+    info = {
+        "file": f"{name}.array_record",
+        "records": len(rows),
+        "bytes": (directory / f"{name}.array_record").stat().length,
+        "sha256": digest.hexdigest(),  # of the records' bytes in order
+        "metadata_sha256": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
+        "dropped": drops,
+    }
+    write_atomically(done, json.dumps(info))
+    return info
+
+
+def finish_dataset(directory: epath.PathLike, num_shards: int, made_by: Mapping[str, Any]) -> "Dataset":
+    """Joins the finished shards 0..num_shards-1 into a dataset; the manifest is its last act.
+
+    Args:
+      made_by: what made the dataset, so that it can be made again: module, options, versions.
+    Raises:
+      ValueError: no record came through; the message has the counts by reason.
+    """
+    directory = epath.Path(directory)
+    names = [_shard_name(i) for i in range(num_shards)]
+    infos = [json.loads((directory / f"{name}.json").read_text()) for name in names]
+    drops = [drop for info in infos for drop in info.pop("dropped")]
+    reasons = dict(collections.Counter(drop["reason"] for drop in drops).most_common())
+    filled = [(name, info) for name, info in zip(names, infos, strict=True) if info["records"]]
+    if not filled:
+        raise ValueError(f"No record was written to {directory}: dropped {reasons or 'nothing'}.")
+    splits = _join_metadata(directory, [name for name, _ in filled])
+    write_atomically(directory / "dropped.jsonl", "".join(json.dumps(drop) + "\n" for drop in drops))
+    records = sum(info["records"] for info in infos)
+    manifest = {
+        "format": "jaxclip-dataset",
+        "schema_version": SCHEMA_VERSION,
+        "content_hash": _content_hash([info for _, info in filled]),
+        "counts": {
+            "in": records + len(drops),
+            "out": records,
+            "dropped": reasons,
+            "splits": {split: splits[split] for split in SPLITS},
+        },
+        "made_by": dict(made_by),
+        "shards": [info for _, info in filled],
+    }
+    write_atomically(directory / "manifest.json", json.dumps(manifest, indent=1))
+    for name, info in zip(names, infos, strict=True):  # the manifest now says what these said
+        (directory / f"{name}.parquet").unlink(missing_ok=True)
+        (directory / f"{name}.json").unlink(missing_ok=True)
+        if not info["records"]:
+            (directory / f"{name}.array_record").unlink(missing_ok=True)
+    return Dataset(directory)
+
+
+def _join_metadata(directory: epath.Path, names: Sequence[str]) -> collections.Counter:
+    """Writes metadata.parquet from the shards' tables, one at a time; returns records per split."""
+    files = [directory / f"{name}.parquet" for name in names]
+    schemas = [pq.read_schema(file) for file in files]
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    splits, position = collections.Counter(), 0
+    temporary = directory / "metadata.parquet.tmp"
+    with pq.ParquetWriter(temporary, schema.insert(0, pa.field("position", pa.int64()))) as writer:
+        for file in files:
+            table = pa.concat_tables(
+                [schema.empty_table(), pq.read_table(file)], promote_options="permissive"
+            )
+            positions = pa.array(np.arange(position, position + len(table), dtype=np.int64))
+            writer.write_table(table.add_column(0, "position", positions))
+            splits.update(table["split"].to_pylist())
+            position += len(table)
+    temporary.replace(directory / "metadata.parquet")
+    return splits
+
+
+def _content_hash(shards: Sequence[Mapping[str, Any]]) -> str:
+    """Names what the dataset holds: its records in order, with their splits and signals."""
+    hashes = "".join(shard["sha256"] + shard["metadata_sha256"] for shard in shards)
+    return hashlib.sha256(hashes.encode()).hexdigest()
+
+
+class Dataset:
+    """A finished DATASET, opened for reading: `dataset[position] -> Record`. Picklable.
+
+    Raises:
+      FileNotFoundError: there is none at `path`, or it was not finished.
+      ValueError: it is of another schema version, or a file of it is missing or cut short.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+        self.manifest = self._read_manifest()
+        self._check_shards()
+        self._shards = [os.fspath(self.path / shard["file"]) for shard in self.manifest["shards"]]
+        self._source = grain.sources.ArrayRecordDataSource(self._shards)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        file = self.path / "manifest.json"
+        if not file.exists():
+            started = self.path.exists() and any(self.path.glob("records-*"))
+            raise FileNotFoundError(
+                f"{self.path} is a dataset that was not finished (no manifest.json). Run the command "
+                "that was writing it again: it goes on where it stopped."
+                if started
+                else f"{self.path} is not a dataset (no manifest.json). Make one with "
+                "`python -m data_pipelines.table` or `python -m data_pipelines.synthetic`."
+            )
+        manifest = json.loads(file.read_text())
+        if manifest.get("format") != "jaxclip-dataset":
+            raise ValueError(f"{file} is not the manifest of a jaxclip dataset.")
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(
+                f"{self.path} has schema version {manifest['schema_version']}; this jaxclip reads "
+                f"{SCHEMA_VERSION}. Rebuild it with this jaxclip, or install the one that wrote it."
+            )
+        return manifest
+
+    def _check_shards(self) -> None:
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            size = file.stat().length if file.exists() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise ValueError(
+                    f"{file} {found}; the manifest says {shard['bytes']} bytes. The copy of the "
+                    "dataset is damaged: copy it again, or rebuild it."
+                )
+
+    @property
+    def content_hash(self) -> str:
+        return self.manifest["content_hash"]
+
+    def __len__(self) -> int:
+        return self.manifest["counts"]["out"]
+
+    def __getitem__(self, position: int) -> Record:
+        return Record.unpack(self._source[position])
+
+    def __repr__(self) -> str:
+        return f"Dataset({os.fspath(self.path)!r}, {len(self)} records, {self.content_hash[:12]})"
+
+    @functools.cached_property
+    def metadata(self) -> pa.Table:
+        """All columns of metadata.parquet; row i is the record at position i."""
+        return self.columns(None)
+
+    def columns(self, names: Sequence[str] | None) -> pa.Table:
+        """Some columns of metadata.parquet. Raises ValueError naming a column that is not there."""
+        file = os.fspath(self.path / "metadata.parquet")
+        have = pq.read_schema(file).names
+        if missing := [name for name in names or () if name not in have]:
+            raise ValueError(f"{file} has no column {missing}. It has: {', '.join(have)}.")
+        return pq.read_table(file, columns=None if names is None else list(names))
+
+    def positions(self, split: str | None = None) -> np.ndarray:
+        """Positions of all records of a split, ascending, int64 [N]; None means every record."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        if split not in SPLITS:
+            raise ValueError(f"split ({split!r}) must be one of {', '.join(SPLITS)}.")
+        return np.flatnonzero(self.columns(["split"])["split"].to_numpy() == split).astype(np.int64)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "metadata"}
+
+    def verify(self) -> None:
+        """Reads everything and compares with the manifest's hashes. Raises ValueError."""
+        position = 0
+        for shard in self.manifest["shards"]:
+            digest = hashlib.sha256()
+            for _ in range(shard["records"]):
+                digest.update(self._source[position])
+                position += 1
+            if digest.hexdigest() != shard["sha256"]:
+                raise ValueError(f"{self.path / shard['file']} does not have the content of the manifest.")

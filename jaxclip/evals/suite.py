@@ -1,0 +1,97 @@
+"""All evaluators over one embedding of a split: what training runs now and then, and evaluate.py once."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxclip.config import TrainConfig
+from jaxclip.data.pipeline import eval_batches, open_sources
+from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
+from jaxclip.evals.base import embed_split, make_embed
+from jaxclip.evals.retrieval import retrieval
+from jaxclip.evals.zero_shot import load_prompts, zero_shot
+from jaxclip.models import clip
+
+Scores = dict[str, float]
+
+
+def model_inputs(config: TrainConfig, tokenizer: Tokenizer) -> clip.Inputs:
+    """What the model takes in, from the image config and the tokenizer."""
+    return clip.Inputs(
+        image_size=config.data.image.size,
+        mean=config.data.image.mean,
+        std=config.data.image.std,
+        vocab_size=tokenizer.vocab_size,
+        context_length=tokenizer.context_length,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+    )
+
+
+def make_evaluate(
+    config: TrainConfig, inputs: clip.Inputs, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[clip.Params], Scores]:
+    """The function from parameters to scores, named SPLIT/[DATASET/]EVALUATOR/METRIC.
+
+    Raises, before anything is trained: ValueError, FileNotFoundError for a split without records, a
+    prompt file or label column that does not exist.
+    """
+    sources = open_sources(config.data, config.eval.split)
+    prompts = [(epath.Path(p).stem, load_prompts(p)) for p in config.eval.zero_shot]
+    labels = [  # of each source, by prompt file
+        [source.dataset.columns([p["label_column"]]).columns[0].to_numpy() for _, p in prompts]
+        for source in sources
+    ]
+    embed = make_embed(config.model, inputs, mesh)
+    encode_text = jax.jit(lambda params, tokens: clip.encode_text(config.model, inputs, params, tokens))
+
+    def evaluate(params: clip.Params) -> Scores:
+        def encode_texts(texts):
+            return np.asarray(encode_text(params, tokenizer.encode(texts)))
+
+        scores = {}
+        for source, source_labels in zip(sources, labels, strict=True):
+            batches = eval_batches(
+                source,
+                config.data,
+                tokenizer,
+                batch_size=config.eval.batch_size or config.batch_size,
+                host=jax.process_index(),
+                num_hosts=jax.process_count(),
+            )
+            embeddings = embed_split(embed, params, batches, mesh)
+            name = f"{config.eval.split}/"
+            if len(sources) > 1:
+                name += f"{source.dataset.path.name}/"
+            found = {"": retrieval(embeddings)}
+            for (prompt_name, p), label in zip(prompts, source_labels, strict=True):
+                found[f"zero_shot/{prompt_name}/"] = zero_shot(embeddings, label, p, encode_texts)
+            scores |= {f"{name}{k}{m}": v for k, metrics in found.items() for m, v in metrics.items()}
+        return scores
+
+    return evaluate
+
+
+def run_tokenizer(workdir: epath.PathLike, config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that a run keeps a copy of."""
+    (file,) = (epath.Path(workdir) / "tokenizer").iterdir()
+    return load_tokenizer(dataclasses.replace(config, path=str(file)))
+
+
+def score_lines(scores: Scores) -> list[str]:
+    """`split/name: value (chance c)`, a line each; chance stands beside what it belongs to."""
+    lines = []
+    for name, value in scores.items():
+        group, _, metric = name.rpartition("/")
+        if metric.startswith("chance"):
+            continue
+        chance = scores.get(f"{group}/chance_{metric}")
+        if metric == "accuracy":
+            chance = scores.get(f"{group}/chance")
+        shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+        lines.append(f"{name}: {shown}" + (f" (chance {chance:.4f})" if chance is not None else ""))
+    return lines

@@ -1,0 +1,187 @@
+"""The transformer that both towers are made of.
+
+Shape letters: B batch, T positions, D width, N heads, H head size, F hidden width, L depth.
+Parameters are float32; `dtype` is what the matrix products run in. The parameters of the L blocks
+are always stacked along a leading axis, whether the blocks are scanned over or unrolled, so that a
+checkpoint, a sharding rule or an import does not depend on it.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # OpenCLIP
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # SigLIP
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's weights
+}
+REMAT_POLICIES = {
+    "none": None,  # keep every activation
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep only each block's input
+}
+ATTENTION_IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TransformerConfig:
+    """Pre-norm transformer blocks."""
+
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_width: int = 0  # 0: 4 x width
+    activation: str = "gelu"  # ACTIVATIONS
+    norm_epsilon: float = 1e-5  # CLIP 1e-5; SigLIP, timm 1e-6
+    dropout: float = 0.0  # after attention and MLP, and on the embedded input
+    attention: str = "xla"  # ATTENTION_IMPLEMENTATIONS; cudnn: NVIDIA GPUs, bfloat16
+    remat: str = "none"  # REMAT_POLICIES: what the backward pass computes again
+    scan: bool = True  # one compiled block in a loop: compiles faster; unrolled may run faster
+
+    @property
+    def hidden_width(self) -> int:
+        return self.mlp_width or 4 * self.width
+
+    def validate(self, name: str) -> None:
+        for field in ("width", "depth", "num_heads"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{name}.{field} ({getattr(self, field)}) must be at least 1.")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"{name}.width ({self.width}) must divide by {name}.num_heads ({self.num_heads})."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"{name}.dropout ({self.dropout}) must be in [0, 1).")
+        for field, allowed in (
+            ("activation", tuple(ACTIVATIONS)),
+            ("remat", tuple(REMAT_POLICIES)),
+            ("attention", ATTENTION_IMPLEMENTATIONS),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{name}.{field} ({getattr(self, field)!r}) must be one of {allowed}."
+                )
+
+
+def dense(features: int, name: str, dtype: jnp.dtype, use_bias: bool = True) -> nn.Dense:
+    """A 2-D kernel [in, features], Xavier-uniform as big_vision starts its transformers."""
+    return nn.Dense(
+        features, use_bias, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
+    )
+
+
+class LayerNorm(nn.Module):
+    """Statistics in float32, output in `dtype`."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+        return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries x_BTD over y_BSD; mask [B or 1, 1, T, S], True where seen."""
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD, y_BSD, mask=None, is_causal: bool = False):
+        D, N = self.config.width, self.config.num_heads
+
+        def heads(name, inputs):
+            x = dense(D, name, self.dtype)(inputs)
+            return x.reshape(*x.shape[:2], N, D // N)
+
+        out_BTNH = jax.nn.dot_product_attention(
+            heads("query", x_BTD),
+            heads("key", y_BSD),
+            heads("value", y_BSD),
+            mask=mask,
+            is_causal=is_causal,
+            implementation=self.config.attention,
+        )
+        return dense(D, "out", self.dtype)(out_BTNH.reshape(*x_BTD.shape))
+
+
+class Mlp(nn.Module):
+    config: TransformerConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        x_BTF = dense(self.config.hidden_width, "up", self.dtype)(x_BTD)
+        x_BTF = ACTIVATIONS[self.config.activation](x_BTF)
+        return dense(self.config.width, "down", self.dtype)(x_BTF)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), as nn.scan wants it."""
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+    is_causal: bool
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_BTD, mask):
+        c = self.config
+        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        y = LayerNorm(c.norm_epsilon, self.dtype, name="norm1")(x_BTD)
+        y = Attention(c, self.dtype, name="attention")(y, y, mask, self.is_causal)
+        x_BTD = x_BTD + drop(y)
+        y = LayerNorm(c.norm_epsilon, self.dtype, name="norm2")(x_BTD)
+        return x_BTD + drop(Mlp(c, self.dtype, name="mlp")(y)), None
+
+
+class Transformer(nn.Module):
+    """L blocks, parameters stacked under "blocks"; no final norm."""
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+    is_causal: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTD, mask=None, *, deterministic: bool):
+        c = self.config
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, prevent_cse=not c.scan, policy=REMAT_POLICIES[c.remat])
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=c.depth,
+            unroll=1 if c.scan else c.depth,
+        )(c, self.dtype, self.is_causal, deterministic, name="blocks")
+        return blocks(x_BTD, mask)[0]
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling with one learned query (Zhai et al. 2022, arXiv:2106.04560).
+
+    [B, T, D] -> [B, D]; mask [B, T] is True at positions to see.
+    """
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD, mask_BT=None):
+        c = self.config
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, c.width))
+        probe = jnp.broadcast_to(probe.astype(self.dtype), (x_BTD.shape[0], 1, c.width))
+        mask = None if mask_BT is None else mask_BT[:, None, None, :]
+        x = Attention(c, self.dtype, name="attention")(probe, x_BTD, mask)
+        y = LayerNorm(c.norm_epsilon, self.dtype, name="norm")(x)
+        return (x + Mlp(c, self.dtype, name="mlp")(y))[:, 0]

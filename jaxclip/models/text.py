@@ -1,0 +1,85 @@
+"""Transformer text tower: as CLIP (Radford et al. 2021, arXiv:2103.00020, section 2.4) or as SigLIP.
+
+Shape letters: B batch, T context length, D width, V vocabulary.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxclip.models.layers import LayerNorm, Transformer, TransformerConfig
+
+POOLS = ("eot", "last", "mean", "first")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TextConfig:
+    """Text tower. Vocabulary, context length, pad and end-of-text ids are the tokenizer's."""
+
+    transformer: TransformerConfig = dataclasses.field(
+        default_factory=lambda: TransformerConfig(width=512, num_heads=8)
+    )
+    is_causal: bool = True  # CLIP; SigLIP and BERT see the whole text
+    pool: str = "eot"  # eot: at the first end-of-text token (CLIP); last: position T-1, padding or
+    # not (SigLIP); mean: over tokens that are not padding; first: [CLS]
+    mask_padding: bool = False  # no attention to padding; SigLIP was trained seeing it
+
+    def validate(self, name: str = "model.text") -> None:
+        self.transformer.validate(f"{name}.transformer")
+        if self.pool not in POOLS:
+            raise ValueError(f"{name}.pool ({self.pool!r}) must be one of {POOLS}.")
+        if self.is_causal and self.pool == "first":
+            raise ValueError(
+                f"{name}.pool ('first') with {name}.is_causal pools a token that sees nothing else. "
+                "Use pool='eot', or is_causal=False."
+            )
+
+
+def siglip_text(width: int, depth: int, num_heads: int, mlp_width: int = 0) -> TextConfig:
+    """SigLIP's text tower: bidirectional, last token, tanh GELU (Zhai et al. 2023)."""
+    return TextConfig(
+        transformer=TransformerConfig(
+            width=width, depth=depth, num_heads=num_heads, mlp_width=mlp_width,
+            activation="gelu_tanh", norm_epsilon=1e-6,
+        ),
+        is_causal=False,
+        pool="last",
+    )  # fmt: skip
+
+
+class TextTower(nn.Module):
+    """Token ids int [B, T] -> pooled features [B, D]."""
+
+    config: TextConfig
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens_BT, *, deterministic: bool):
+        c, t = self.config, self.config.transformer
+        embed = nn.Embed(
+            self.vocab_size, t.width, dtype=self.dtype, name="token_embedding",
+            embedding_init=nn.initializers.normal(0.02),
+        )  # fmt: skip
+        x_BTD = embed(tokens_BT)
+        init = nn.initializers.normal(0.01)
+        x_BTD += self.param("position_embedding", init, x_BTD.shape[1:]).astype(self.dtype)
+        x_BTD = nn.Dropout(t.dropout, deterministic=deterministic)(x_BTD)
+        is_token_BT = tokens_BT != self.pad_id
+        if self.pad_id == self.eos_id:  # one id for both: the first one is the end of the text
+            is_token_BT |= jnp.cumsum(~is_token_BT, axis=1) <= 1
+        mask = is_token_BT[:, None, None, :] if c.mask_padding else None
+        x_BTD = Transformer(t, self.dtype, c.is_causal, name="transformer")(
+            x_BTD, mask, deterministic=deterministic
+        )
+        x_BTD = LayerNorm(t.norm_epsilon, self.dtype, name="final_norm")(x_BTD)
+        if c.pool == "mean":
+            weight_BT1 = is_token_BT[..., None].astype(self.dtype)
+            return (x_BTD * weight_BT1).sum(1) / jnp.maximum(weight_BT1.sum(1), 1)
+        if c.pool == "eot":
+            index_B = jnp.argmax(tokens_BT == self.eos_id, axis=1)
+            return jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)[:, 0]
+        return x_BTD[:, -1] if c.pool == "last" else x_BTD[:, 0]

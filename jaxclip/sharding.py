@@ -1,0 +1,142 @@
+"""Which device holds what: the mesh, the rule table, and start-up on many hosts.
+
+The mesh has the axes data x fsdp x tensor. A batch is split over data x fsdp; parameters and the
+optimizer's state over fsdp and tensor, by the first rule whose regex is found in the leaf's path.
+"""
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxclip.optimizer import param_paths
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# (regex on the path, spec of the LAST dimensions); leading dimensions (stacked layers) are whole.
+# Megatron's scheme (Shoeybi et al. 2019, arXiv:1909.08053): the first matrix of a pair is split by
+# column, the second by row, so that a block needs one all-reduce for attention and one for the MLP.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
+    (r"(out|down)/kernel$", ("tensor", "fsdp")),
+    (r"(query|key|value|up)/bias$", ("tensor",)),
+    (r"(embedding|projection|patch_embedding)/(embedding|kernel)$", (None, "fsdp")),
+)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ShardingConfig:
+    """Sizes of the mesh axes; one may be -1: what is left."""
+
+    data: int = -1  # copies of the model
+    fsdp: int = 1  # each copy's parameters and optimizer state are spread over so many devices
+    tensor: int = 1  # each matrix product is spread over so many devices
+
+
+def make_mesh(config: ShardingConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Raises ValueError if the axes do not multiply to the number of devices."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = [size for size in sizes if size != -1]
+    if len(given) < len(sizes) - 1 or any(size < 1 for size in given):
+        raise ValueError(
+            f"sharding.data, .fsdp, .tensor ({sizes}) must be at least 1, and at most one of them -1."
+        )
+    if len(given) < len(sizes):
+        sizes[sizes.index(-1)] = max(1, len(devices) // int(np.prod(given)))
+    if np.prod(sizes) != len(devices):
+        product = " x ".join(f"sharding.{axis} ({n})" for axis, n in zip(AXES, sizes, strict=True))
+        raise ValueError(
+            f"{product} = {np.prod(sizes)}, but there are {len(devices)} devices. "
+            "Set sharding.data=-1 to use what is left."
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    for pattern, last in RULES:
+        if re.search(pattern, path) and len(shape) >= len(last):
+            spec = [None] * (len(shape) - len(last)) + list(last)
+            # a dimension that does not divide stays whole
+            fits = [a and shape[i] % mesh.shape[a] == 0 for i, a in enumerate(spec)]
+            return PartitionSpec(*(a if ok else None for a, ok in zip(spec, fits, strict=True)))
+    return PartitionSpec()
+
+
+def tree_sharding(tree: Any, mesh: Mesh) -> Any:
+    """NamedSharding of every leaf of a tree of arrays or shapes, by RULES."""
+    return jax.tree.map(
+        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh)),
+        param_paths(tree),
+        tree,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the batch splits evenly and each process owns rows of its own."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size ({batch_size}) must divide by sharding.data x sharding.fsdp ({shards})."
+        )
+    if mesh.shape["tensor"] > jax.local_device_count():
+        raise ValueError(
+            f"sharding.tensor ({mesh.shape['tensor']}) must not exceed the {jax.local_device_count()} "
+            "devices of one process: each process reads its own rows of the batch."
+        )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of the global batch -> global arrays, split over data x fsdp."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def gather_to_hosts(rows: np.ndarray) -> np.ndarray:
+    """This process's rows -> the rows of all processes, in order of process, on each of them."""
+    if jax.process_count() == 1:
+        return rows
+    from jax.experimental import multihost_utils
+
+    # bytes: 64-bit integers would be cut to 32 on their way through a device
+    as_bytes = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    gathered = multihost_utils.process_allgather(as_bytes, tiled=True)
+    return np.ascontiguousarray(gathered).view(rows.dtype).reshape(-1, *rows.shape[1:])
+
+
+def initialize_distributed() -> str:
+    """Joins the other processes of this job, if it has any; says how it knew.
+
+    Looks, in this order, at COORDINATOR_ADDRESS (with NUM_PROCESSES and PROCESS_ID), at a SLURM step
+    of several tasks, and at a TPU slice of several hosts. On a single machine it does nothing. To be
+    called before any other use of jax.
+    """
+    env = os.environ
+    if address := env.get("COORDINATOR_ADDRESS"):
+        missing = [name for name in ("NUM_PROCESSES", "PROCESS_ID") if name not in env]
+        if missing:
+            raise ValueError(
+                f"COORDINATOR_ADDRESS ({address}) is set, so {' and '.join(missing)} must be set too."
+            )
+        if env.get("JAX_PLATFORMS") == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, int(env["NUM_PROCESSES"]), int(env["PROCESS_ID"]))
+        how = f"coordinator {address}"
+    elif "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1))) > 1:
+        jax.distributed.initialize()
+        how = f"SLURM job {env.get('SLURM_JOB_ID')}"
+    elif len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in env:
+        jax.distributed.initialize()
+        how = "TPU slice"
+    else:
+        return "one process"
+    return f"process {jax.process_index()} of {jax.process_count()} ({how})"
