@@ -5,7 +5,8 @@ a result. About 4 minutes on 2 CPU cores.
 
   python -m data_pipelines.table --table=figures.jsonl --images=FOLDER --image=file \
       --caption=caption --group=pmcid --out=DATASET
-  python -m jaxclip.train --config=configs/pmc_articles_tiny.py --config.data.path=DATASET --workdir=RUN
+  python -m jaxclip.train --config=configs/pmc_articles_tiny.py --config.data.path=DATASET \
+      --workdir=RUN
 """
 
 from configs.common import tiny_clip

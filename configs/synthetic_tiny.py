@@ -3,7 +3,8 @@
 What `make quickstart` runs, about 4 minutes on 2 CPU cores; recall@1 is many times chance.
 
   python -m data_pipelines.synthetic --out=DATASET --size=8000
-  python -m jaxclip.train --config=configs/synthetic_tiny.py --config.data.path=DATASET --workdir=RUN
+  python -m jaxclip.train --config=configs/synthetic_tiny.py --config.data.path=DATASET \
+      --workdir=RUN
 """
 
 from configs.common import tiny_clip

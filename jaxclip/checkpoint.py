@@ -1,13 +1,11 @@
 """Checkpoints: train state and data position in one step folder, saved while training goes on.
 
-    WORKDIR/checkpoints/STEP/{state, data}        Orbax; a folder without its commit mark is ignored
+WORKDIR/checkpoints/STEP/{state, data}        Orbax; a folder without its commit mark is ignored
 """
 
 import dataclasses
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -82,16 +80,21 @@ class Checkpoints:
         return loaded["state"], loaded["data"]["next_sample"]
 
 
-def load_params(workdir: epath.PathLike, *, ema: bool = False) -> tuple[int, Any]:
-    """(step, parameters) of the newest checkpoint of a run, on the host, float32 nested dict.
+def load_params(workdir: epath.PathLike, like: Any, *, ema: bool = False) -> tuple[int, Any]:
+    """(step, parameters) of the newest checkpoint of a run.
 
+    Args:
+      like: shapes of the parameters, with the shardings to load them to.
+      ema: the averaged parameters instead.
     Raises:
       FileNotFoundError: the run has no checkpoint.
     """
-    steps = epath.Path(directory(workdir))
-    with ocp.training.Checkpointer(steps) as checkpointer:
+    name = "ema_params" if ema else "params"
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # leaves the optimizer's state on disk
+    with context, ocp.training.Checkpointer(directory(workdir)) as checkpointer:
         if checkpointer.latest is None:
-            raise FileNotFoundError(f"{steps} holds no finished checkpoint.")
+            raise FileNotFoundError(f"{directory(workdir)} holds no finished checkpoint.")
         step = checkpointer.latest.step
-        state = checkpointer.load_checkpointables(step)["state"]
-    return step, jax.tree.map(np.asarray, state["ema_params" if ema else "params"])
+        loaded = checkpointer.load_checkpointables(step, {"state": {name: like}})
+    return step, loaded["state"][name]

@@ -1,4 +1,4 @@
-"""What every program of the project does around its main(): flags in, one line out for a user's mistake."""
+"""What every program does around its main(): flags in, one line out for a user's mistake."""
 
 import os
 import sys
@@ -37,28 +37,28 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    from ml_collections.config_flags import config_flags
-
     try:
         return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if os.environ.get("JAXCLIP_TRACEBACK"):
             raise
-        del config_flags
         sys.exit(_tell(_explain(argv, error)))
 
 
 def _explain(argv: Sequence[str], error: Exception) -> str:
-    """Adds the near names to config_flags' bare complaint about a field that does not exist."""
-    message = str(error).strip("'\"") or type(error).__name__
-    for argument in argv:
-        if argument.startswith("--config.") and isinstance(error, (AttributeError, KeyError)):
-            from jaxclip.config import TrainConfig, flatten, to_dict, unknown_field
+    """config_flags' complaint about an override, in the form field, value, rule, remedy."""
+    from jaxclip.config import field_type, near_fields
 
-            path = argument.removeprefix("--config.").split("=")[0]
-            if path not in flatten(to_dict(TrainConfig())):
-                return unknown_field(path)
-    return message
+    for argument in argv:
+        path, _, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config."):
+            continue
+        if field_type(path) is None:
+            near = ", ".join(near_fields(path))
+            return f"config.{path} does not exist. " + (f"Near: {near}." if near else "")
+        if f"--config.{path}={value}" in str(error):
+            return f"{path} ({value!r}) must be of type {field_type(path)}."
+    return str(error) or type(error).__name__
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -66,14 +66,14 @@ class TrainConfig:
             raise ValueError(f"seed ({self.seed}) must be 0 or more.")
         if self.batch_size < 2:
             raise ValueError(
-                f"batch_size ({self.batch_size}) must be at least 2: the other pairs of the batch are "
-                "the negatives."
+                f"batch_size ({self.batch_size}) must be at least 2: the other pairs of the batch "
+                "are the negatives."
             )
         self.duration.validate("duration")
         if not self.duration.amount or self.duration.unit == "percent":
             raise ValueError(
-                f"duration ({self.duration.amount} {self.duration.unit}) must be more than 0 steps, "
-                "samples or epochs."
+                f"duration ({self.duration.amount} {self.duration.unit}) must be more than 0 "
+                "steps, samples or epochs."
             )
         self.data.validate()
         self.model.validate(self.data.image.size)
@@ -92,14 +92,15 @@ def check_types(config: Any, name: str = "") -> None:
                 raise ValueError(f"{path} ({value!r}) must be a {expected.__name__}.")
             check_types(value, f"{path}.")
         elif not _is_a(value, expected):
-            readable = expected if typing.get_origin(expected) else expected.__name__
-            raise ValueError(f"{path} ({value!r}) must be of type {readable}.")
+            raise ValueError(f"{path} ({value!r}) must be of type {type_name(expected)}.")
 
 
 def _is_a(value: Any, expected: Any) -> bool:
     if typing.get_origin(expected) is not tuple:
         is_bool_for_int = isinstance(value, bool) and expected in (int, float)
-        return not is_bool_for_int and isinstance(value, (int, float) if expected is float else expected)
+        return not is_bool_for_int and isinstance(
+            value, (int, float) if expected is float else expected
+        )
     if not isinstance(value, tuple):
         return False
     items = typing.get_args(expected)
@@ -162,8 +163,21 @@ def load_config(workdir: epath.PathLike) -> TrainConfig:
     return from_dict(json.loads(file.read_text()))
 
 
-def unknown_field(path: str) -> str:
-    """What to tell about a --config.PATH that does not exist."""
-    fields = list(flatten(to_dict(TrainConfig())))
-    near = difflib.get_close_matches(path, fields, n=3, cutoff=0.4)
-    return f"config.{path} does not exist. " + (f"Near: {', '.join(near)}." if near else "")
+def field_type(path: str) -> str | None:
+    """The declared type of a field, as `optimizer.peak_lr` -> `float`; None if there is none."""
+    found: Any = TrainConfig
+    for name in path.split("."):
+        types = typing.get_type_hints(found) if dataclasses.is_dataclass(found) else {}
+        if name not in types:
+            return None
+        found = types[name]
+    return type_name(found)
+
+
+def near_fields(path: str) -> list[str]:
+    """Fields whose paths resemble one that does not exist."""
+    return difflib.get_close_matches(path, list(flatten(to_dict(TrainConfig()))), n=3, cutoff=0.4)
+
+
+def type_name(expected: Any) -> str:
+    return str(expected) if typing.get_origin(expected) else expected.__name__

@@ -9,8 +9,10 @@ from etils import epath
 
 from jaxclip import checkpoint, command
 from jaxclip.config import load_config
-from jaxclip.evals.suite import make_evaluate, model_inputs, run_tokenizer, score_lines
-from jaxclip.sharding import initialize_distributed, make_mesh
+from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
+from jaxclip.models import clip
+from jaxclip.sharding import initialize_distributed, make_mesh, tree_sharding
+from jaxclip.workdir import run_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to score.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Of the dataset.")
@@ -28,8 +30,15 @@ def main(argv: Sequence[str]) -> None:
         config.data.path, config.data.weights = tuple(_DATA.value), ()
     mesh = make_mesh(config.sharding)
     tokenizer = run_tokenizer(_WORKDIR.value, config.data.tokenizer)
-    evaluate = make_evaluate(config, model_inputs(config, tokenizer), tokenizer, mesh)
-    step, params = checkpoint.load_params(_WORKDIR.value, ema=config.eval.ema)
+    inputs = model_inputs(config, tokenizer)
+    evaluate = make_evaluate(config, inputs, tokenizer, mesh)
+    shapes = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        tree_sharding(shapes, mesh),
+    )
+    step, params = checkpoint.load_params(_WORKDIR.value, like, ema=config.eval.ema)
     scores = evaluate(params)
     if jax.process_index() == 0:
         print(f"{_WORKDIR.value}, step {step:,}:", *score_lines(scores), sep="\n  ")

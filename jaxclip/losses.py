@@ -34,6 +34,11 @@ def _similarity(image_BE, text_BE):
     )
 
 
+def _is_matched(logits_BB):
+    # never in memory: the compiler makes it anew in each loop that reads it
+    return jnp.eye(logits_BB.shape[0], dtype=bool)
+
+
 def softmax_loss(image_BE, text_BE, logit_scale, logit_bias=None) -> jax.Array:
     """Symmetric InfoNCE of CLIP (Radford et al. 2021, arXiv:2103.00020, Fig. 3).
 
@@ -44,7 +49,8 @@ def softmax_loss(image_BE, text_BE, logit_scale, logit_bias=None) -> jax.Array:
     """
     del logit_bias
     logits_BB = logit_scale * _similarity(image_BE, text_BE)
-    matched_B = jnp.diagonal(logits_BB)
+    # a masked sum: jnp.diagonal would be a gather, and move rows between devices
+    matched_B = jnp.sum(logits_BB, axis=1, where=_is_matched(logits_BB))
     image_to_text = jnp.mean(jax.nn.logsumexp(logits_BB, axis=1) - matched_B)
     text_to_image = jnp.mean(jax.nn.logsumexp(logits_BB, axis=0) - matched_B)
     return (image_to_text + text_to_image) / 2
@@ -57,9 +63,9 @@ def sigmoid_loss(image_BE, text_BE, logit_scale, logit_bias) -> jax.Array:
       Scalar: sum over all B*B pairs of -log sigmoid(+-logit), divided by B.
     """
     logits_BB = logit_scale * _similarity(image_BE, text_BE) + logit_bias
-    # -log sigmoid(-x) = softplus(x) for negatives; softplus(-x) = softplus(x) - x for positives
-    total = jnp.sum(jax.nn.softplus(logits_BB)) - jnp.sum(jnp.diagonal(logits_BB))
-    return total / logits_BB.shape[0]
+    # -log sigmoid(x) = softplus(-x)
+    signed_BB = jnp.where(_is_matched(logits_BB), -logits_BB, logits_BB)
+    return jnp.sum(jax.nn.softplus(signed_BB)) / logits_BB.shape[0]
 
 
 LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}

@@ -116,7 +116,10 @@ class MetricWriter:
         if self._wandb:
             self._wandb.log(dict(scalars), step=step)
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
         for writer in (self._jsonl, self._tensorboard):
             if writer:
                 writer.close()
@@ -140,7 +143,7 @@ def _start_wandb(workdir: epath.Path, project: str, run_config: dict):
 
 
 class Progress:
-    """Times the loop between progress lines."""
+    """How fast the loop goes between progress lines."""
 
     def __init__(self, *, total_steps: int, batch_size: int, train_flops_per_pair: float):
         self._total_steps, self._batch_size = total_steps, batch_size
@@ -160,22 +163,24 @@ class Progress:
         """Time spent on something else than training: evaluation, saving."""
         self._start += seconds
 
-    def scalars(self, step: int) -> dict[str, float]:
-        """Rates since the last restart."""
+    def rates(self, step: int) -> dict[str, float]:
+        """Rates since the last call: pairs_per_second, mfu and data_wait_share in [0, 1]."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         pairs_per_second = (step - self._step) * self._batch_size / elapsed
-        return {
+        rates = {
             "pairs_per_second": pairs_per_second,
             "mfu": pairs_per_second * self._flops_per_pair / self._peak,
             "data_wait_share": min(self._waited / elapsed, 1.0),
-            "seconds_left": (self._total_steps - step) * self._batch_size / max(pairs_per_second, 1e-9),
         }
+        self.restart(step)
+        return rates
 
     def line(self, step: int, loss: float, rates: Mapping[str, float]) -> str:
-        left = int(rates["seconds_left"])
-        clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        pairs_left = (self._total_steps - step) * self._batch_size
+        left = int(pairs_left / max(rates["pairs_per_second"], 1e-9))
         return (
-            f"step {step:,}/{self._total_steps:,} ({step / self._total_steps:.0%})  loss {loss:.4f}  "
-            f"{rates['pairs_per_second']:,.0f} pairs/s  MFU {rates['mfu']:.1%}  "
-            f"data wait {rates['data_wait_share']:.0%}  ETA {clock}"
+            f"step {step:,}/{self._total_steps:,} ({step / self._total_steps:.0%})  "
+            f"loss {loss:.4f}  {rates['pairs_per_second']:,.0f} pairs/s  MFU {rates['mfu']:.1%}  "
+            f"data wait {rates['data_wait_share']:.0%}  "
+            f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         )

@@ -4,7 +4,9 @@ The mesh has the axes data x fsdp x tensor. A batch is split over data x fsdp; p
 optimizer's state over fsdp and tensor, by the first rule whose regex is found in the leaf's path.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 import re
 from typing import Any
@@ -22,6 +24,7 @@ BATCH = PartitionSpec(("data", "fsdp"))
 # Megatron's scheme (Shoeybi et al. 2019, arXiv:1909.08053): the first matrix of a pair is split by
 # column, the second by row, so that a block needs one all-reduce for attention and one for the MLP.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(^|/)v_(row|col)/", ()),  # of Adafactor: small, and they lack a dimension of the parameter
     (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
     (r"(out|down)/kernel$", ("tensor", "fsdp")),
     (r"(query|key|value|up)/bias$", ("tensor",)),
@@ -47,12 +50,15 @@ def make_mesh(config: ShardingConfig, devices: list[jax.Device] | None = None) -
         raise ValueError(
             f"sharding.data, .fsdp, .tensor ({sizes}) must be at least 1, and at most one of them -1."
         )
+    named = [f"sharding.{axis} ({n})" for axis, n in zip(AXES, sizes, strict=True) if n != -1]
+    product = f"{' x '.join(named)} = {math.prod(given)}"
     if len(given) < len(sizes):
-        sizes[sizes.index(-1)] = max(1, len(devices) // int(np.prod(given)))
-    if np.prod(sizes) != len(devices):
-        product = " x ".join(f"sharding.{axis} ({n})" for axis, n in zip(AXES, sizes, strict=True))
+        if len(devices) % math.prod(given):
+            raise ValueError(f"{product} must divide the number of devices ({len(devices)}).")
+        sizes[sizes.index(-1)] = len(devices) // math.prod(given)
+    if math.prod(sizes) != len(devices):
         raise ValueError(
-            f"{product} = {np.prod(sizes)}, but there are {len(devices)} devices. "
+            f"{product}, but there are {len(devices)} devices. "
             "Set sharding.data=-1 to use what is left."
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -79,6 +85,31 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
+
+
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+    """What is traced inside is for this mesh, if it is one: see split_batch."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """Keeps an activation [B, ...] split as the batch is, inside use_mesh; elsewhere x itself.
+
+    To be said at every block: GSPMD would otherwise leave the parameters of fsdp where they are and
+    sum activations of the whole batch over devices.
+    """
+    return _constrain(x, BATCH)
+
+
+def gather(x: jax.Array) -> jax.Array:
+    """All of a parameter on each device, inside use_mesh; elsewhere x itself."""
+    return _constrain(x, PartitionSpec())
+
+
+def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:

@@ -7,11 +7,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from jaxclip.config import TrainConfig
 from jaxclip.losses import LOSSES
 from jaxclip.models import clip
 from jaxclip.optimizer import frozen_mask, update_ema
+from jaxclip.sharding import use_mesh
 
 Metrics = dict[str, jax.Array]
 
@@ -41,11 +43,15 @@ def make_train_step(
     inputs: clip.Inputs,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
-    A batch is {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T]}. The metrics are scalars of this
-    step, before its update: loss (nats a pair), grad_norm, learning_rate, logit_scale, logit_bias.
+    A batch is {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T]}. The metrics are scalars of
+    this step, before its update: loss (nats a pair), grad_norm, learning_rate, logit_scale, logit_bias.
+
+    Args:
+      mesh: keeps the activations split over its data x fsdp; without it, GSPMD splits as it likes.
     """
     loss_fn = LOSSES[config.loss.name]
 
@@ -60,7 +66,8 @@ def make_train_step(
             scale = jnp.exp(params["logit_scale"])
             return loss_fn(image_BE, text_BE, scale, params["logit_bias"])
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        with use_mesh(mesh):
+            loss, grads = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if config.loss.max_logit_scale:

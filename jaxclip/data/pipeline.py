@@ -6,10 +6,13 @@ record). Batch size, threads, worker processes and hosts only cut the sequence u
 resumed with others of them, from "the next sample is number i". Imports no jax.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -26,13 +29,13 @@ Batch = dict[str, np.ndarray]
 class DataConfig:
     """What is read, and how it becomes pixels and tokens."""
 
-    path: tuple[str, ...] = ()  # datasets; several are mixed: --config.data.path=A --config.data.path=B
+    path: tuple[str, ...] = ()  # datasets, mixed: --config.data.path=A --config.data.path=B
     weights: tuple[float, ...] = ()  # share of the samples from each; (): by their sizes
     text: TextPolicy = dataclasses.field(default_factory=TextPolicy)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     num_threads: int = 0  # that decode; 0: one a core, shared out over worker processes if any
-    num_workers: int = 0  # processes; threads do, as the decoders release Python's lock
+    num_workers: int = 0  # processes; 0: none, as the decoders release Python's lock
 
     def validate(self, name: str = "data") -> None:
         if not self.path:
@@ -44,8 +47,8 @@ class DataConfig:
             )
         if any(not 0 < w < math.inf for w in self.weights):
             raise ValueError(
-                f"{name}.weights {self.weights} must be positive. Leave a dataset out of {name}.path "
-                "instead of weighting it 0."
+                f"{name}.weights {self.weights} must be positive. Leave a dataset out of "
+                f"{name}.path instead of weighting it 0."
             )
         for field in ("num_threads", "num_workers"):
             if getattr(self, field) < 0:
@@ -80,8 +83,8 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
         used = positions[has_text[positions]]
         if not len(used):
             raise ValueError(
-                f"data.path ({path}) has {len(positions)} records in its {split} split, and none has "
-                f"text in data.text.fields {config.text.fields}. Splits: "
+                f"data.path ({path}) has {len(positions)} records in its {split} split, and none "
+                f"has text in data.text.fields {config.text.fields}. Splits: "
                 f"{dataset.manifest['counts']['splits']}."
             )
         sources.append(Source(dataset, used, float(len(used)), len(positions) - len(used)))
@@ -101,7 +104,7 @@ class _Ref:
 
 
 class _ToRef(grain.transforms.MapWithIndex):
-    def __init__(self, source: int, length: int):
+    def __init__(self, source: int, length: int = sys.maxsize):
         self.source, self.length = source, length
 
     def map_with_index(self, index: int, position: int) -> _Ref:
@@ -138,7 +141,11 @@ class _Load(grain.transforms.Map):
     """
 
     def __init__(
-        self, datasets: Sequence[Dataset], config: DataConfig, tokenizer: Tokenizer, seed: int | None
+        self,
+        datasets: Sequence[Dataset],
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        seed: int | None,
     ):
         self.datasets, self.config, self.tokenizer, self.seed = datasets, config, tokenizer, seed
 
@@ -155,8 +162,9 @@ class _Load(grain.transforms.Map):
                 image = train_image(record.image, config.image, rng)
         except ImageError as error:
             raise ValueError(
-                f"Record {ref.position} of {self.datasets[ref.source].path} has an unreadable image "
-                f"({error}), though it was readable when the dataset was written. Copy it again."
+                f"Record {ref.position} of {self.datasets[ref.source].path} has an unreadable "
+                f"image ({error}), though it was readable when the dataset was written. Copy it "
+                "again."
             ) from error
         text = choose_text(record.texts(), config.text, rng)
         sample = {
@@ -171,17 +179,35 @@ class _Load(grain.transforms.Map):
         return sample
 
 
-def _read_options(config: DataConfig, chunks_a_batch: int) -> grain.ReadOptions:
-    threads = config.num_threads or max(1, (os.cpu_count() or 1) // max(1, config.num_workers))
-    # two batches ahead, in pieces: one being filled while one waits
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * chunks_a_batch))
+def _chunk_size(local: int) -> int:
+    """The largest divisor of a host's batch that is at most MAX_CHUNK."""
+    return max(c for c in range(1, min(local, MAX_CHUNK) + 1) if local % c == 0)
+
+
+def _read_options(num_threads: int, workers: int, chunks_a_batch: int) -> grain.ReadOptions:
+    """Of each worker process. All together read two batches ahead: one is filled, one waits."""
+    threads = num_threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    ahead = math.ceil(2 * chunks_a_batch / workers)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+
+
+def _fill(batch: Batch, chunks: Iterable[Batch]) -> Batch:
+    """Copies the chunks into the first rows of `batch`."""
+    start = 0
+    for chunk in chunks:
+        stop = start + len(chunk["record"])
+        for key, rows in chunk.items():
+            batch[key][start:stop] = rows
+        start = stop
+    return batch
 
 
 class TrainInput:
     """An endless iterator over this host's rows of each global batch.
 
-    Batches are dicts of NumPy arrays: "image" uint8 [b, S, S, 3], "tokens" int32 [b, T], "source" and
-    "record" int64 [b], with b = batch_size / num_hosts. To be closed when done: a context manager.
+    Batches are dicts of NumPy arrays: "image" uint8 [b, S, S, 3], "tokens" int32 [b, T], "source"
+    and "record" int64 [b], with b = batch_size / num_hosts. To be closed when done: a context
+    manager. Memory: four batches, besides what decoding takes.
 
     Args:
       next_sample: number of the first sample to give out, as `next_sample` was when saved.
@@ -199,14 +225,16 @@ class TrainInput:
         num_hosts: int = 1,
         next_sample: int = 0,
     ):
-        if batch_size % num_hosts:
-            raise ValueError(
-                f"batch_size ({batch_size}) must divide by the number of hosts ({num_hosts})."
-            )
+        local = _local_batch(batch_size, num_hosts)
         self.next_sample = next_sample
         self.batch_size = batch_size
-        local = batch_size // num_hosts
-        chunk = max(c for c in range(1, min(local, MAX_CHUNK) + 1) if local % c == 0)
+        self._shapes = {
+            "image": ((local, config.image.size, config.image.size, 3), np.uint8),
+            "tokens": ((local, tokenizer.context_length), np.int32),
+            "source": ((local,), np.int64),
+            "record": ((local,), np.int64),
+        }
+        chunk = _chunk_size(local)
         self._chunks_a_batch = local // chunk
         samples = _endless_samples(sources, seed)
         blocks = grain.MapDataset.source(_HostBlocks(samples, next_sample, batch_size, num_hosts))
@@ -219,7 +247,9 @@ class TrainInput:
                 blocks.map(load),
                 chunk * num_hosts,
                 grain.sharding.ShardOptions(host, num_hosts),
-                read_options=_read_options(config, self._chunks_a_batch),
+                read_options=_read_options(
+                    config.num_threads, max(1, config.num_workers), self._chunks_a_batch
+                ),
                 multiprocessing_options=workers,
             )
         )
@@ -229,11 +259,10 @@ class TrainInput:
         return self
 
     def __next__(self) -> Batch:
-        chunks = [next(self._iterator) for _ in range(self._chunks_a_batch)]
+        batch = {key: np.empty(shape, dtype) for key, (shape, dtype) in self._shapes.items()}
+        _fill(batch, (next(self._iterator) for _ in range(self._chunks_a_batch)))
         self.next_sample += self.batch_size
-        if len(chunks) == 1:
-            return chunks[0]
-        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        return batch
 
     def __enter__(self) -> "TrainInput":
         return self
@@ -252,9 +281,38 @@ def _endless_samples(sources: Sequence[Source], seed: int) -> grain.MapDataset:
         .map_with_index(_ToRef(i, len(source.positions)))
         for i, source in enumerate(sources)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    return grain.MapDataset.mix(parts, weights=[source.weight for source in sources])
+    mixture = _Mixture([source.weight for source in sources])
+    return grain.MapDataset.select_from_datasets(parts, mixture)
+
+
+class _Mixture(grain.transforms.DatasetSelectionMap):
+    """Sample index -> (source, index within the source), in even strides.
+
+    Of the first n samples, a source has its share of n, rounded (MapDataset.mix rounds the weights
+    to hundredths of the smallest). Sources with weights by size so end their epochs together.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        self.shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        for source, share in enumerate(self.shares):  # of what the sources before have left over
+            before = math.floor(index * share + 0.5)
+            if math.floor((index + 1) * share + 0.5) > before:
+                return source, before
+            index -= before
+        raise AssertionError("the last share is 1")
+
+
+def _local_batch(batch_size: int, num_hosts: int) -> int:
+    if batch_size % num_hosts:
+        raise ValueError(
+            f"batch_size ({batch_size}) must divide by the number of hosts ({num_hosts})."
+        )
+    return batch_size // num_hosts
 
 
 def eval_batches(
@@ -272,17 +330,18 @@ def eval_batches(
     batches of one shape. Rows of all hosts, in order of host within each batch, are the records in
     order of position.
     """
-    batches = math.ceil(len(source.positions) / batch_size)
-    padded = np.full(batches * batch_size, source.positions[0])
-    padded[: len(source.positions)] = source.positions
-    valid = np.arange(len(padded)) < len(source.positions)
-    rows = np.arange(len(padded)).reshape(batches, num_hosts, -1)[:, host].ravel()
-    local = batch_size // num_hosts
-    refs = grain.MapDataset.source(padded[rows]).map_with_index(_ToRef(0, len(padded)))
-    loaded = refs.map(_Load([source.dataset], config, tokenizer, None)).batch(local)
-    iterator = iter(loaded.to_iter_dataset(_read_options(config, 1)))
-    try:
-        for i, batch in enumerate(iterator):
-            yield batch | {"valid": valid[rows[i * local : (i + 1) * local]]}
-    finally:
-        iterator.close()
+    local = _local_batch(batch_size, num_hosts)
+    chunk = _chunk_size(local)
+    num_batches = math.ceil(len(source.positions) / batch_size)
+    rows = np.arange(num_batches * batch_size).reshape(num_batches, num_hosts, local)[:, host]
+    valid = rows < len(source.positions)
+    load = _Load([source.dataset], config, tokenizer, None)
+    padding = load.map(_Ref(0, 0, int(source.positions[0])))
+    refs = grain.MapDataset.source(source.positions[rows[valid]]).map_with_index(_ToRef(0))
+    loaded = refs.map(load).batch(chunk)
+    options = _read_options(config.num_threads, 1, local // chunk)
+    with contextlib.closing(iter(loaded.to_iter_dataset(options))) as chunks:
+        for valid_rows in valid:
+            batch = {key: np.repeat(value[None], local, 0) for key, value in padding.items()}
+            num_chunks = math.ceil(valid_rows.sum() / chunk)
+            yield _fill(batch, itertools.islice(chunks, num_chunks)) | {"valid": valid_rows}

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.models import clip
-from jaxclip.sharding import put_batch
+from jaxclip.sharding import put_batch, use_mesh
 
 ID_FIELDS = ("record", "image_id", "caption_id")
 
@@ -44,7 +44,8 @@ def make_embed(model: clip.ClipConfig, inputs: clip.Inputs, mesh: Mesh) -> Calla
     """
 
     def embed(params, batch):
-        image_BE, text_BE = clip.apply(model, inputs, params, batch)
+        with use_mesh(mesh):
+            image_BE, text_BE = clip.apply(model, inputs, params, batch)
         return image_BE, text_BE, batch["ids"]
 
     return jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))

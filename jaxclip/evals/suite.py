@@ -1,16 +1,15 @@
-"""All evaluators over one embedding of a split: what training runs now and then, and evaluate.py once."""
+"""All evaluators over one embedding of a split, for training and for evaluate.py."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.config import TrainConfig
 from jaxclip.data.pipeline import eval_batches, open_sources
-from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
+from jaxclip.data.text import Tokenizer
 from jaxclip.evals.base import embed_split, make_embed
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.zero_shot import load_prompts, zero_shot
@@ -47,7 +46,10 @@ def make_evaluate(
         for source in sources
     ]
     embed = make_embed(config.model, inputs, mesh)
-    encode_text = jax.jit(lambda params, tokens: clip.encode_text(config.model, inputs, params, tokens))
+    encode_text = jax.jit(
+        lambda params, tokens: clip.encode_text(config.model, inputs, params, tokens),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),  # every host reads all of it
+    )
 
     def evaluate(params: clip.Params) -> Scores:
         def encode_texts(texts):
@@ -70,16 +72,12 @@ def make_evaluate(
             found = {"": retrieval(embeddings)}
             for (prompt_name, p), label in zip(prompts, source_labels, strict=True):
                 found[f"zero_shot/{prompt_name}/"] = zero_shot(embeddings, label, p, encode_texts)
-            scores |= {f"{name}{k}{m}": v for k, metrics in found.items() for m, v in metrics.items()}
+            scores |= {
+                f"{name}{k}{m}": v for k, metrics in found.items() for m, v in metrics.items()
+            }
         return scores
 
     return evaluate
-
-
-def run_tokenizer(workdir: epath.PathLike, config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that a run keeps a copy of."""
-    (file,) = (epath.Path(workdir) / "tokenizer").iterdir()
-    return load_tokenizer(dataclasses.replace(config, path=str(file)))
 
 
 def score_lines(scores: Scores) -> list[str]:

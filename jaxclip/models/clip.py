@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxclip.models.layers import dense
 from jaxclip.models.text import TextConfig, TextTower
 from jaxclip.models.vit import ViT, ViTConfig
+from jaxclip.sharding import split_batch
 
 Params = dict[str, Any]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -128,7 +129,7 @@ def _encode(config, tower, module, params, x, dropout_key):
     )
     if projection := _projection(config, tower):
         features_BD = projection.apply({"params": params[tower]["projection"]}, features_BD)
-    x_BE = features_BD.astype(jnp.float32)
+    x_BE = split_batch(features_BD.astype(jnp.float32))
     return x_BE / jnp.maximum(jnp.linalg.norm(x_BE, axis=-1, keepdims=True), 1e-8)
 
 

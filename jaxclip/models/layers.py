@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxclip.sharding import split_batch
+
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),  # OpenCLIP
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # SigLIP
@@ -97,6 +99,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, y_BSD, mask=None, is_causal: bool = False):
         D, N = self.config.width, self.config.num_heads
+        if self.config.attention == "cudnn" and jax.default_backend() != "gpu":
+            raise ValueError(
+                "transformer.attention ('cudnn') needs an NVIDIA GPU, but jax runs on "
+                f"{jax.default_backend()}. Set model.image.transformer.attention and "
+                "model.text.transformer.attention to 'xla'."
+            )
 
         def heads(name, inputs):
             x = dense(D, name, self.dtype)(inputs)
@@ -136,6 +144,7 @@ class Block(nn.Module):
     def __call__(self, x_BTD, mask):
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        x_BTD = split_batch(x_BTD)
         y = LayerNorm(c.norm_epsilon, self.dtype, name="norm1")(x_BTD)
         y = Attention(c, self.dtype, name="attention")(y, y, mask, self.is_causal)
         x_BTD = x_BTD + drop(y)

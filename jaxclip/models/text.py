@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxclip.models.layers import LayerNorm, Transformer, TransformerConfig
+from jaxclip.sharding import gather
 
 POOLS = ("eot", "last", "mean", "first")
 
@@ -48,6 +49,19 @@ def siglip_text(width: int, depth: int, num_heads: int, mlp_width: int = 0) -> T
     )  # fmt: skip
 
 
+class Embed(nn.Module):
+    """Token ids int [B, T] -> rows of the table, float32 [B, T, D]; NaN for an id beyond it."""
+
+    vocab_size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens_BT):
+        init = nn.initializers.normal(0.02)
+        table_VD = self.param("embedding", init, (self.vocab_size, self.width))
+        return jnp.take(gather(table_VD), tokens_BT, axis=0)  # else the whole batch is gathered
+
+
 class TextTower(nn.Module):
     """Token ids int [B, T] -> pooled features [B, D]."""
 
@@ -60,13 +74,11 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, tokens_BT, *, deterministic: bool):
         c, t = self.config, self.config.transformer
-        embed = nn.Embed(
-            self.vocab_size, t.width, dtype=self.dtype, name="token_embedding",
-            embedding_init=nn.initializers.normal(0.02),
-        )  # fmt: skip
-        x_BTD = embed(tokens_BT)
+        # float32 until both are added: the gradient of a frequent token is a sum of many thousands
+        x_BTD = Embed(self.vocab_size, t.width, name="token_embedding")(tokens_BT)
         init = nn.initializers.normal(0.01)
-        x_BTD += self.param("position_embedding", init, x_BTD.shape[1:]).astype(self.dtype)
+        x_BTD += self.param("position_embedding", init, x_BTD.shape[1:])
+        x_BTD = x_BTD.astype(self.dtype)
         x_BTD = nn.Dropout(t.dropout, deterministic=deterministic)(x_BTD)
         is_token_BT = tokens_BT != self.pad_id
         if self.pad_id == self.eos_id:  # one id for both: the first one is the end of the text
@@ -77,7 +89,8 @@ class TextTower(nn.Module):
         )
         x_BTD = LayerNorm(t.norm_epsilon, self.dtype, name="final_norm")(x_BTD)
         if c.pool == "mean":
-            weight_BT1 = is_token_BT[..., None].astype(self.dtype)
+            # float32: bfloat16 does not count beyond 256
+            weight_BT1 = is_token_BT[..., None].astype(jnp.float32)
             return (x_BTD * weight_BT1).sum(1) / jnp.maximum(weight_BT1.sum(1), 1)
         if c.pool == "eot":
             index_B = jnp.argmax(tokens_BT == self.eos_id, axis=1)

@@ -54,7 +54,13 @@ def vit(size: str, patch_size: int, *, family: str = "clip") -> ViTConfig:
     Args:
       size: a key of SIZES.
       family: "clip" (class token, pre-norm, exact GELU) or "siglip" (attention pooling, tanh GELU).
+
+    Raises:
+      ValueError: another size or family.
     """
+    for name, value, allowed in (("size", size, SIZES), ("family", family, ("clip", "siglip"))):
+        if value not in allowed:
+            raise ValueError(f"{name} ({value!r}) of a ViT must be one of {tuple(allowed)}.")
     width, depth, num_heads, mlp_width = SIZES[size]
     siglip = family == "siglip"
     return ViTConfig(
@@ -89,7 +95,8 @@ class ViT(nn.Module):
         )(patches_BTK)  # fmt: skip
         # positions of the patches alone, in row order; a class token has its own
         init = nn.initializers.normal(t.width**-0.5)
-        x_BTD += self.param("position_embedding", init, x_BTD.shape[1:]).astype(self.dtype)
+        x_BTD += self.param("position_embedding", init, x_BTD.shape[1:])  # float32, as its gradient
+        x_BTD = x_BTD.astype(self.dtype)
         if c.patch_dropout and not deterministic:
             x_BTD = drop_patches(x_BTD, c.patch_dropout, self.make_rng("dropout"))
         if c.pool == "class_token":

@@ -1,0 +1,159 @@
+"""What happens to an image on its way into a dataset: found, checked, reduced once, encoded once.
+
+Shape letters: H height, W width.
+"""
+
+import functools
+import io
+import os
+import posixpath
+import zipfile
+import zlib
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from jaxclip.data.image import ImageError, decode_image
+
+MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
+MAX_FILE_BYTES = 128 << 20  # a zip member can claim any size; no figure has this one
+
+
+def prepare_image(
+    data: bytes,
+    *,
+    short_side: int = 288,
+    quality: int = 92,
+    keep_original: bool = False,
+    min_side: int = 16,
+) -> tuple[bytes, int, int]:
+    """Encoded bytes from anywhere -> the bytes that a record keeps, with their width and height.
+
+    A JPEG whose short side is at most `short_side` keeps its bytes: encoding it again only loses.
+    All else becomes a JPEG (4:4:4, or grey) with the aspect it had and a short side of at most
+    `short_side`; nothing is enlarged.
+
+    4:4:4, because figures are full of coloured text and lines, which 4:2:0 smears: on 69 figures of
+    PMC at 288 px and quality 92, the mean error of colour differences falls from 0.66 to 0.27, and
+    the PSNR after a resize to 224 rises from 39.8 to 41.7 dB, for 12% more bytes. LANCZOS is 0.5 dB
+    above BICUBIC there.
+
+    Args:
+      short_side: pixels.
+      quality: of the JPEG, 1 to 100.
+      keep_original: a JPEG or PNG of any size keeps its bytes; other formats become a PNG.
+      min_side: pixels; an image with a shorter side is refused.
+    Raises:
+      ImageError: unreadable, too small, or too long for a JPEG.
+    """
+    is_jpeg = data[:2] == b"\xff\xd8"
+    reduction = _reduction(data, short_side) if is_jpeg and not keep_original else 1
+    pixels_HW3 = decode_image(data, reduction=reduction)
+    height, width = pixels_HW3.shape[:2]
+    if min(height, width) < min_side:
+        raise ImageError("too small", f"{width} x {height}, at least {min_side}")
+    if keep_original:
+        is_png = data[:8] == b"\x89PNG\r\n\x1a\n"
+        return data if is_jpeg or is_png else _encode_png(pixels_HW3), width, height
+    if min(height, width) > short_side:
+        scale = short_side / min(height, width)
+        height, width = (max(short_side, round(side * scale)) for side in (height, width))
+        image = Image.fromarray(pixels_HW3)
+        pixels_HW3 = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    elif is_jpeg:
+        return data, width, height
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise ImageError("too long", f"{width} x {height}, at most {MAX_JPEG_SIDE}")
+    return _encode_jpeg(pixels_HW3, quality), width, height
+
+
+def _reduction(data: bytes, short_side: int) -> int:
+    """How far the JPEG can be decoded smaller and still leave the resampling twice `short_side`."""
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    except ValueError:
+        return 1  # decode_image says what is wrong with it
+    reduction = 1
+    while reduction < 8 and min(height, width) >= 4 * reduction * short_side:
+        reduction *= 2
+    return reduction
+
+
+def _encode_jpeg(pixels_HW3: np.ndarray, quality: int) -> bytes:
+    red, green, blue = (pixels_HW3[..., channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):  # radiology: a third of the work
+        grey_HW1 = np.ascontiguousarray(pixels_HW3[..., :1])
+        return simplejpeg.encode_jpeg(grey_HW1, quality, colorspace="GRAY", colorsubsampling="Gray")
+    pixels_HW3 = np.ascontiguousarray(pixels_HW3)
+    return simplejpeg.encode_jpeg(pixels_HW3, quality, colorspace="RGB", colorsubsampling="444")
+
+
+def _encode_png(pixels_HW3: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=1)  # a zip's directory is read once a process
+def open_images(path: str) -> "ImageFolder | ImageZip":
+    """Raises ValueError: there is no folder and no zip at `path`."""
+    if os.path.isdir(path):
+        return ImageFolder(path)
+    if zipfile.is_zipfile(path):
+        return ImageZip(path)
+    raise ValueError(f"images ({path!r}) must be a folder or a zip file; there is neither.")
+
+
+class ImageFolder:
+    """Files below a folder, and nothing outside it, whatever their names and links say."""
+
+    def __init__(self, path: str):
+        self._root = os.path.realpath(path)
+
+    def read(self, name: str) -> bytes:
+        """Raises ImageError: outside the folder, not there, too large, unreadable."""
+        try:
+            file = os.path.realpath(os.path.join(self._root, name))
+            if os.path.isabs(name) or os.path.commonpath([self._root, file]) != self._root:
+                raise ImageError("path outside images", name)
+            if not os.path.isfile(file):  # also a directory, a pipe, a device
+                raise ImageError("missing file", name)
+            _check_size(os.path.getsize(file), name)
+            with open(file, "rb") as opened:
+                return opened.read(MAX_FILE_BYTES)
+        except ImageError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise ImageError("unreadable file", str(error)) from None
+
+
+class ImageZip:
+    """Members of a zip, read in place."""
+
+    def __init__(self, path: str):
+        self._zip = zipfile.ZipFile(path)
+
+    def names(self) -> list[str]:
+        return [info.filename for info in self._zip.infolist() if not info.is_dir()]
+
+    def read(self, name: str) -> bytes:
+        """Raises ImageError: outside the zip, not there, too large, unreadable."""
+        member = posixpath.normpath(name)
+        if member.startswith(("/", "../")):
+            raise ImageError("path outside images", name)
+        try:
+            info = self._zip.getinfo(member)
+        except KeyError:
+            raise ImageError("missing file", name) from None
+        _check_size(info.file_size, name)
+        try:
+            with self._zip.open(info) as opened:  # gives at most file_size bytes
+                return opened.read(MAX_FILE_BYTES)
+        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+            raise ImageError("unreadable file", str(error)) from None  # RuntimeError: encrypted
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ImageError("file too large", f"{name}: {size} bytes, at most {MAX_FILE_BYTES}")

@@ -1,0 +1,495 @@
+r"""Any table of images and captions -> a DATASET.
+
+    python -m data_pipelines.table --table=figures.jsonl --images=FOLDER --image=file \
+        --caption=caption --group=pmcid --figure=fig --keep=journal,year --out=DIR
+
+The table is .csv, .tsv, .jsonl (each also .gz) or .parquet; the image column holds a path inside
+--images, a folder or a zip, or in parquet the bytes themselves (also Hugging Face's {bytes, path}).
+A row becomes a record, or a line of dropped.jsonl with the reason. Rows are numbered from 0. Rows
+with the same (group, figure, panel) all become records, because a table without panel ids has them
+legitimately; how many there are is reported.
+
+Large tables are not loaded: a text table is converted once, streaming, to a parquet file beside the
+shards with the columns in use, and a worker reads the row groups that its own rows are in. In a
+parquet of your own with image bytes, row groups should not be much larger than --records_per_shard.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import gzip
+import io
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from absl import app, flags
+
+from data_pipelines.images import MAX_FILE_BYTES, open_images, prepare_image
+from data_pipelines.write import STAGED_ROWS, build_dataset
+from jaxclip.data.image import ImageError
+from jaxclip.data.record import Dataset, Drop, Example, Record, split_of
+
+UNREADABLE = "unreadable_row"  # column of the staged table: what is wrong with a row, or null
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
+SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
+MAX_CELL = 16 << 20  # characters; a csv with an unclosed quote is one cell to its end
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|nan|NaN")  # "007" is an id
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an options class: what run() makes a flag of."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TableOptions:
+    """The command line; what is "column" names one of the table's."""
+
+    table: str = option("", "the table: .csv, .tsv, .jsonl (each also .gz) or .parquet")
+    images: str = option("", "folder or zip that the image column's paths are in")
+    image: str = option("", "column: path inside --images, or bytes")
+    caption: str = option("", "column: caption of the whole figure")
+    group: str = option("", "column: article or patient; a group is never in two splits")
+    out: str = option("", "folder of the dataset")
+    panel_caption: str = option("", "column: the part of the caption about this panel")
+    references: str = option("", "column: the sentences that cite the figure")
+    summary: str = option("", "column: summary of the references")
+    figure: str = option("", "column: figure id within the group; default: the image's path")
+    panel: str = option("", "column: panel id within the figure")
+    source: str = option("", "column, or if there is none of this name, the value of every record")
+    licence: str = option("", "column, or if there is none of this name, the value of every record")
+    keep: tuple[str, ...] = option((), "columns to keep as signals in metadata.parquet")
+    split: tuple[float, ...] = option((0.9, 0.05, 0.05), "shares of train, validation, test")
+    split_salt: str = option("", "another salt is another partition")
+    split_column: str = option("", "column: train, validation or test, instead of --split")
+    min_side: int = option(16, "pixels; a smaller image is dropped")
+    min_caption_chars: int = option(1, "a shorter caption is dropped")
+    short_side: int = option(288, "pixels; a larger image is reduced to it")
+    quality: int = option(92, "of the JPEG")
+    keep_original: bool = option(False, "keep the image's size, and a JPEG's or PNG's bytes")
+    records_per_shard: int = option(2048, "rows that one shard is made of")
+    tokenizer_vocab: int = option(8192, "size of the vocabulary trained on the captions; 0: none")
+    workers: int = option(0, "processes; 0: one per core")
+    overwrite: bool = option(False, "replace the dataset at --out")
+
+    def __post_init__(self):
+        self.keep, self.split = tuple(self.keep), tuple(float(share) for share in self.split)
+
+    def validate(self) -> None:
+        for name in ("table", "image", "caption", "group", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
+        if len(self.split) != 3 or min(self.split) < 0 or not math.isclose(sum(self.split), 1):
+            raise ValueError(
+                f"split {self.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
+            )
+        for name in ("min_side", "min_caption_chars", "short_side", "quality", "records_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.quality > 100:
+            raise ValueError(f"quality ({self.quality}) must be at most 100.")
+
+    def text_columns(self) -> list[str]:
+        roles = ("image", "caption", "group", "panel_caption", "references", "summary")
+        roles += ("figure", "panel", "split_column")
+        return [getattr(self, role) for role in roles if getattr(self, role)]
+
+    def used_columns(self, have: Sequence[str]) -> list[str]:
+        """The columns to read. Raises ValueError naming one that is not among `have`."""
+        needed = dict.fromkeys(self.text_columns() + list(self.keep))
+        if missing := [name for name in needed if name not in have]:
+            raise ValueError(f"{self.table} has no column {missing}. It has: {', '.join(have)}.")
+        return list(needed | dict.fromkeys(c for c in (self.source, self.licence) if c in have))
+
+
+def build_table(
+    options: TableOptions,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    module: str = "data_pipelines.table",
+) -> Dataset:
+    """Builds the dataset of a table.
+
+    Args:
+      rows: the table itself; options.table is then only what it was made from.
+      module: what the manifest says made it.
+    Raises:
+      ValueError: an option, a column, or what build_dataset raises.
+    """
+    options.validate()
+    if not os.path.exists(options.table):
+        raise ValueError(f"table ({options.table!r}) does not exist.")
+    if options.images:
+        open_images(options.images)
+    have = list(rows[0]) if rows else columns_of(options.table)
+    columns = options.used_columns(have)
+    for role in ("source", "licence"):
+        if (value := getattr(options, role)) and value not in have:
+            print(f"{role}: no column has the name {value!r}; it is the {role} of every record.")
+    is_staged = rows is not None or _suffix(options.table) != ".parquet"
+    parquet = os.path.join(options.out, STAGED_ROWS) if is_staged else options.table
+    if not is_staged:
+        _check_types(options, pq.read_schema(parquet))
+
+    def jobs() -> list[range]:
+        if is_staged and not os.path.exists(parquet):
+            text_rows = read_text_table(options.table) if rows is None else rows
+            from_csv = rows is None and _suffix(options.table) in (".csv", ".tsv")
+            _stage(text_rows, options, columns, parquet, from_csv)
+        num_rows, step = pq.read_metadata(parquet).num_rows, options.records_per_shard
+        if not num_rows:
+            raise ValueError(f"{options.table} has no rows.")
+        return [range(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
+
+    dataset = build_dataset(
+        options.out,
+        jobs=jobs,
+        make_items=functools.partial(_make_items, options, parquet, columns),
+        made_by=_made_by(options, module),
+        workers=options.workers,
+        tokenizer_vocab=options.tokenizer_vocab,
+        overwrite=options.overwrite,
+    )
+    for warning in key_warnings(dataset):
+        print(warning)
+    return dataset
+
+
+def _made_by(options: TableOptions, module: str) -> dict[str, Any]:
+    content = dataclasses.asdict(options)
+    for name in ("out", "workers", "overwrite", "tokenizer_vocab"):
+        del content[name]
+    stat = os.stat(options.table)  # a changed table is another input
+    table = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
+    return {"module": module, "options": content, "table": table}
+
+
+def key_warnings(dataset: Dataset) -> list[str]:
+    """What is odd about the (article, figure, panel) keys, in sentences."""
+    keys = dataset.columns(["article_id", "figure_id", "panel_id", "split"])
+    same = keys.group_by(["article_id", "figure_id", "panel_id"]).aggregate([([], "count_all")])
+    repeated = same.filter(pc.field("count_all") > 1)["count_all"].to_pylist()
+    groups = keys.group_by("article_id").aggregate([("split", "count_distinct")])
+    straddling = groups.filter(pc.field("split_count_distinct") > 1)["article_id"].to_pylist()
+    warnings = []
+    if repeated:
+        warnings.append(
+            f"Note: {sum(repeated):,} records share their (group, figure, panel) with another. "
+            "If they are panels, name their column with --panel."
+        )
+    if straddling:
+        warnings.append(
+            f"Warning: {len(straddling):,} groups are in more than one split of --split_column, "
+            f"e.g. {straddling[0]}: evaluation will see what was trained on."
+        )
+    return warnings
+
+
+# --- A row becomes a record or a drop ----------------------------------------------------------
+
+
+def _make_items(
+    options: TableOptions, parquet: str, columns: Sequence[str], rows: range
+) -> Iterator[Example | Drop]:
+    for number, row in read_rows(parquet, rows, columns):
+        try:
+            yield _make_item(options, number, row)
+        except Exception as error:
+            error.add_note(f"row {number} of {options.table}")
+            raise
+
+
+def _make_item(options: TableOptions, number: int, row: Mapping[str, Any]) -> Example | Drop:
+    name, data = _name_and_bytes(row[options.image])
+    drop = functools.partial(Drop, item=f"row {number}: {name}" if name else f"row {number}")
+    if row.get(UNREADABLE):
+        return drop(reason="unreadable row", detail=row[UNREADABLE])
+
+    def text(role: str) -> str:
+        column = getattr(options, role)
+        return _text(row[column]) if column in row else ""
+
+    if not text("group"):
+        return drop(reason="missing group")
+    if not text("caption"):
+        return drop(reason="empty caption")
+    if len(text("caption")) < options.min_caption_chars:
+        return drop(reason="caption too short", detail=text("caption"))
+    if options.split_column:
+        split = SPLIT_NAMES.get(text("split_column").lower())
+        if split is None:
+            return drop(reason="unknown split", detail=text("split_column"))
+    else:
+        split = split_of(text("group"), options.split, options.split_salt)
+    try:
+        image, width, height = prepare_image(
+            _read_image(options, name, data),
+            short_side=options.short_side,
+            quality=options.quality,
+            keep_original=options.keep_original,
+            min_side=options.min_side,
+        )
+    except ImageError as error:
+        return drop(reason=error.reason, detail=error.detail)
+    record = Record(
+        image=image,
+        width=width,
+        height=height,
+        article_id=text("group"),
+        figure_id=text("figure") if options.figure else name or f"row {number}",
+        panel_id=text("panel"),
+        source=text("source") if options.source in row else options.source,
+        licence=text("licence") if options.licence in row else options.licence,
+        **{role: text(role) for role in ("caption", "panel_caption", "references", "summary")},
+    )
+    return Example(record=record, split=split, signals={name: row[name] for name in options.keep})
+
+
+def _name_and_bytes(image: Any) -> tuple[str, bytes | None]:
+    """A cell of the image column: a path, bytes, or Hugging Face's {"bytes": ..., "path": ...}."""
+    if isinstance(image, dict):
+        return _text(image.get("path")), image.get("bytes")
+    return ("", image) if isinstance(image, bytes) else (_text(image), None)
+
+
+def _read_image(options: TableOptions, name: str, data: bytes | None) -> bytes:
+    if data is not None:
+        if len(data) > MAX_FILE_BYTES:
+            raise ImageError("file too large", f"{len(data)} bytes, at most {MAX_FILE_BYTES}")
+        return data
+    if not name:
+        raise ImageError("no image named")
+    if not options.images:
+        raise ImageError("missing file", "the table has no bytes, and there is no --images")
+    return open_images(options.images).read(name)
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # NaN is how pandas writes an empty cell
+        return ""
+    return str(value).strip()
+
+
+def read_rows(
+    parquet: str, rows: range, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (row number, row) of a range of rows; reads the row groups they are in, in batches."""
+    with pq.ParquetFile(parquet) as file:
+        columns = [name for name in file.schema_arrow.names if name in {*columns, UNREADABLE}]
+        types = json.loads((file.metadata.metadata or {}).get(b"types", "{}"))  # see _stage
+        first = 0
+        for group in range(file.num_row_groups):
+            position, first = first, first + file.metadata.row_group(group).num_rows
+            if position >= rows.stop or first <= rows.start:
+                continue
+            batches = file.iter_batches(64, row_groups=[group], columns=columns, use_threads=False)
+            for batch in batches:
+                for name, kind in types.items():
+                    column = batch[name].cast(kind)
+                    batch = batch.set_column(batch.schema.get_field_index(name), name, column)
+                low = min(max(rows.start - position, 0), len(batch))
+                high = max(min(rows.stop - position, len(batch)), low)
+                wanted = batch.slice(low, high - low).to_pylist()
+                yield from enumerate(wanted, start=position + low)
+                position += len(batch)
+                if position >= rows.stop:
+                    break
+
+
+def _check_types(options: TableOptions, schema: pa.Schema) -> None:
+    """Says before the work what a parquet's columns cannot be."""
+    for name in options.keep:
+        kind = schema.field(name).type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            kind = kind.value_type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        plain = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
+        plain += (pa.types.is_string, pa.types.is_large_string)
+        if not any(is_plain(kind) for is_plain in plain):
+            raise ValueError(f"keep: column {name!r} is {kind}; signals are numbers, text, lists.")
+    kind = schema.field(options.image).type
+    if (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and not options.images:
+        raise ValueError(f"image: column {options.image!r} has paths. Give --images=FOLDER or ZIP.")
+
+
+# --- Text tables -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class BadRow:
+    detail: str
+
+
+def _suffix(table: str) -> str:
+    suffix = os.path.splitext(table.removesuffix(".gz"))[1].lower()
+    if suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
+        raise ValueError(
+            f"table ({table!r}) must be .csv, .tsv, .jsonl (or .gz of it) or .parquet."
+        )
+    return suffix
+
+
+def columns_of(table: str) -> list[str]:
+    """Names of the columns; of a .jsonl, those of its first 100 rows."""
+    if _suffix(table) == ".parquet":
+        return pq.read_schema(table).names
+    if _suffix(table) == ".jsonl":
+        first = itertools.islice(read_text_table(table), 100)
+        rows = [row for row in first if not isinstance(row, BadRow)]
+        return list(dict.fromkeys(name for row in rows for name in row))
+    with _csv_reader(table) as reader:
+        return next(reader, [])
+
+
+def read_text_table(table: str) -> Iterator[dict[str, Any] | BadRow]:
+    return _read_jsonl(table) if _suffix(table) == ".jsonl" else _read_csv(table)
+
+
+def _open(table: str) -> BinaryIO:
+    return gzip.open(table) if table.endswith(".gz") else open(table, "rb")
+
+
+@contextlib.contextmanager
+def _csv_reader(table: str) -> Iterator[Any]:
+    """A csv.reader; what it stumbles over becomes a ValueError with the line and a remedy."""
+    csv.field_size_limit(MAX_CELL)
+    delimiter = "\t" if _suffix(table) == ".tsv" else ","
+    with io.TextIOWrapper(_open(table), encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        try:
+            yield reader
+        except csv.Error as error:
+            raise ValueError(
+                f"{table}, near line {reader.line_num}: {error}. Is a quote not closed?"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{table}, after line {reader.line_num}: {error}. Convert it to UTF-8 (iconv)."
+            ) from None
+
+
+def _read_csv(table: str) -> Iterator[dict[str, str] | BadRow]:
+    with _csv_reader(table) as reader:
+        header = next(reader, [])
+        for cells in filter(None, reader):
+            if len(cells) == len(header):
+                yield dict(zip(header, cells, strict=True))
+            else:
+                lengths = f"{len(cells)} cells, the header has {len(header)}"
+                yield BadRow(f"line {reader.line_num}: {lengths}")
+
+
+def _read_jsonl(table: str) -> Iterator[dict[str, Any] | BadRow]:
+    with _open(table) as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+                yield row if isinstance(row, dict) else BadRow(f"line {number}: not an object")
+            except (ValueError, RecursionError) as error:
+                yield BadRow(f"line {number}: {error}")
+
+
+def _stage(
+    rows: Iterable[Mapping[str, Any] | BadRow],
+    options: TableOptions,
+    columns: Sequence[str],
+    parquet: str,
+    from_csv: bool,
+) -> None:
+    """Writes the columns in use, all as text: what a --keep column holds is known only at the end.
+
+    It is in the file's metadata then, {"year": "int64"}, and read_rows casts.
+    """
+    kinds = {name: set() for name in options.keep if name not in options.text_columns()}
+    schema = pa.schema([(name, pa.string()) for name in (*columns, UNREADABLE)])
+    print(f"Converting {options.table} ...")
+    with pq.ParquetWriter(parquet + ".tmp", schema) as writer:
+        for chunk in _chunks(rows, options.records_per_shard):
+            staged = []
+            for row in chunk:
+                if isinstance(row, BadRow):
+                    staged.append({UNREADABLE: row.detail})
+                    continue
+                for name, seen in kinds.items():
+                    seen.add(_kind(row.get(name), from_csv))
+                staged.append({name: _as_text(row.get(name)) for name in columns})
+            writer.write_table(pa.Table.from_pylist(staged, schema=schema))
+        types = {name: _common_type(seen - {"null"}) for name, seen in kinds.items()}
+        writer.add_key_value_metadata({"types": json.dumps(types)})
+    os.replace(parquet + ".tmp", parquet)
+
+
+def _chunks(rows: Iterable, size: int) -> Iterator[list]:
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # JSON can hold half a surrogate pair
+    return json.dumps(value)
+
+
+def _kind(value: Any, from_csv: bool) -> str:
+    """Arrow's name for a cell's type: 3 -> "int64"; in a csv "3" -> "int64", "007" -> "string"."""
+    if value is None or value == "":
+        return "null"
+    if isinstance(value, str) and from_csv:
+        if NUMBER.fullmatch(value):
+            return "int64" if value.removeprefix("-").isdecimal() and len(value) < 19 else "double"
+        return "bool" if value in ("true", "True", "false", "False") else "string"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "int64" if abs(value) < 2**63 else "string"
+    return {bool: "bool", float: "double"}.get(type(value), "string")
+
+
+def _common_type(kinds: set[str]) -> str:
+    if kinds == {"int64", "double"}:
+        return "double"
+    return kinds.pop() if len(kinds) == 1 else "string"
+
+
+# --- Command line ------------------------------------------------------------------------------
+
+
+def run(options_class: type, build: Callable[[Any], Any]) -> None:
+    """Makes a flag of every field of `options_class`, then calls build(options).
+
+    Flags are defined here, not on import: a second program that imports this one has its own.
+    """
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
+    fields = dataclasses.fields(options_class)
+    for field in fields:
+        if isinstance(field.default, tuple):
+            default = [str(value) for value in field.default]
+            flags.DEFINE_list(field.name, default, field.metadata["help"])
+        else:
+            define[type(field.default)](field.name, field.default, field.metadata["help"])
+        # --help lists the flags of the program, and takes this file for another one
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
+
+    def main(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"{argv[1]!r} is not a flag. Write --name=value.")
+        build(options_class(**{field.name: getattr(flags.FLAGS, field.name) for field in fields}))
+
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run(TableOptions, build_table)

@@ -1,0 +1,258 @@
+"""Captions to token ids, and which of a record's texts is the caption.
+
+    tokenizer = load_tokenizer(TokenizerConfig(path="bpe_simple_vocab_16e6.txt.gz"))
+    tokenizer.encode(["a photo of a cat"])  # int32 [1, 77]: 49406 320 1125 539 320 2368 49407 0 ...
+
+Shape letters: N texts, T positions (context_length).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from jaxclip.data.record import TEXT_FIELDS
+from jaxclip.data.vocabulary import CLEANERS, KIND_OF_SUFFIX, KINDS, open_vocabulary
+
+# A text is cut at this many characters a position before all else, so that a hostile one costs no
+# more than a long one. English has 3 to 6 characters a token; only above 100 are ids lost by it.
+MAX_CHARS_PER_TOKEN = 100
+MAX_CACHED_WORDS = 2**17  # about 30 MB a process; emptied when full
+MAX_CACHED_WORD_CHARS = 32
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TokenizerConfig:
+    path: str = ""  # the vocabulary's file; "" = the dataset's tokenizer.json (the caller's doing)
+    kind: str = "auto"  # auto (by the file's name), clip, json, sentencepiece or wordpiece
+    context_length: int = 77  # ids a text: bos, eos and padding included
+    clean: str = "auto"  # auto (by kind), none, clip, lower_ascii, canonical: vocabulary.CLEANERS
+    bos: str = "auto"  # token put first; auto = as the kind or file says, "" = none
+    eos: str = "auto"  # token put last, also when the text is cut; auto = as the kind or file says
+    pad: str = "auto"  # token to fill up with; auto = as the kind or file says
+
+    def validate(self) -> None:
+        for field, known in (("kind", ("auto", *KINDS)), ("clean", ("auto", *CLEANERS))):
+            if (value := getattr(self, field)) not in known:
+                names = ", ".join(known)
+                raise ValueError(f"tokenizer.{field} ({value!r}) must be one of {names}.")
+        if self.context_length < 2:
+            raise ValueError(
+                f"tokenizer.context_length ({self.context_length}) must be at least 2: a token and "
+                "eos. Set it to 77 (CLIP), 64 (SigLIP) or 256 (BiomedCLIP)."
+            )
+
+
+def siglip_tokenizer(path: str, context_length: int = 64) -> TokenizerConfig:
+    """SigLIP's c4_en or mc4 model: eos 1, padded with it too, as the last position is pooled."""
+    config = TokenizerConfig(path=path, kind="sentencepiece", pad="</s>")
+    return dataclasses.replace(config, context_length=context_length)
+
+
+def siglip2_tokenizer(path: str, context_length: int = 64) -> TokenizerConfig:
+    """SigLIP 2's Gemma model: eos 1, no bos, padded with 0."""
+    config = TokenizerConfig(path=path, kind="sentencepiece", pad="<pad>")
+    return dataclasses.replace(config, context_length=context_length)
+
+
+class Tokenizer:
+    """Texts to ids: [bos] text eos pad... A text that is too long loses its end, never eos.
+
+    Threads may share one. A pickle carries the file's content, so workers open no file. No caption
+    can produce a special token of a clip, json or wordpiece vocabulary: "[SEP]" is plain text.
+
+    Args:
+      config: validated, with `kind` resolved.
+      content: of the vocabulary's file.
+    """
+
+    def __init__(self, config: TokenizerConfig, content: bytes):
+        self._config, self.content = config, content
+        self.file_name = epath.Path(config.path).name
+        try:
+            self._vocabulary = vocabulary = open_vocabulary(config.kind, content)
+        except ValueError as error:
+            raise ValueError(
+                f"tokenizer.path ({config.path}) is {error}. Set tokenizer.path, or tokenizer.kind."
+            ) from error
+        self.context_length = config.context_length
+        self.vocab_size = vocabulary.size
+        has_bos = vocabulary.bos if config.bos == "auto" else config.bos
+        self.bos_id = self._special_id("bos") if has_bos else None
+        self.eos_id = self._special_id("eos")
+        self.pad_id = self._special_id("pad")
+        self._room = self.context_length - 1 - (self.bos_id is not None)
+        if self._room < 1:
+            raise ValueError(
+                f"tokenizer.context_length ({self.context_length}) must be at least 3: bos, a "
+                "token and eos. Set it to 77 or so."
+            )
+        self._clean_name = vocabulary.clean if config.clean == "auto" else config.clean
+        self._words: dict[str, tuple[int, ...]] = {}
+
+    def _special_id(self, field: str) -> int:
+        value = getattr(self._config, field)
+        token = getattr(self._vocabulary, field) if value == "auto" else value
+        token_id = self._vocabulary.token_id(token) if token else None
+        if token_id is None:
+            raise ValueError(
+                f"tokenizer.{field} ({value!r}) must be a token of tokenizer.path "
+                f"({self._config.path}), which {f'lacks {token!r}' if token else 'names none'}. "
+                f"Set tokenizer.{field} to a token of the file."
+            )
+        return token_id
+
+    def __reduce__(self):
+        return Tokenizer, (self._config, self.content)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of the file's content and the settings that change ids; not of its path."""
+        settings = [self._config.kind, self._clean_name, self.context_length]
+        settings += [self.bos_id, self.eos_id, self.pad_id]
+        return hashlib.sha256(json.dumps(settings).encode() + b"\0" + self.content).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [N, T]."""
+        if isinstance(texts, str):
+            raise TypeError("encode() takes a list of texts. Write encode([text]).")
+        bos = [] if self.bos_id is None else [self.bos_id]
+        tokens_NT = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        for row, text in enumerate(texts):
+            ids = self._ids(text[: MAX_CHARS_PER_TOKEN * self.context_length])
+            ids = [*bos, *ids[: self._room], self.eos_id]
+            tokens_NT[row, : len(ids)] = ids
+        return tokens_NT
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of `text`, or at least as many of the first ones as there is room for."""
+        if not self._vocabulary.word_by_word:
+            return self._compute_ids(text)
+        ids: list[int] = []
+        # Only " " splits: what other white space means is the vocabulary's business.
+        for word in text.split(" "):
+            known = self._words.get(word)
+            ids += self._learn(word) if known is None else known
+            if len(ids) >= self._room:
+                break
+        return ids
+
+    def _learn(self, word: str) -> Sequence[int]:
+        ids = tuple(self._compute_ids(word))
+        if len(word) <= MAX_CACHED_WORD_CHARS:
+            if len(self._words) >= MAX_CACHED_WORDS:
+                self._words.clear()
+            self._words[word] = ids
+        return ids
+
+    def _compute_ids(self, text: str) -> list[int]:
+        # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes "?".
+        text = text.encode("utf-8", "replace").decode()
+        return self._vocabulary.encode(CLEANERS[self._clean_name](text))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of one row up to eos, as the model sees it: cleaned and cut."""
+        ids = [int(i) for i in ids]
+        ids = ids[1:] if ids[:1] == [self.bos_id] else ids
+        ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
+        return self._vocabulary.decode(ids).strip()
+
+
+def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """Opens config.path, local or remote.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a setting out of range, a file of another kind, a special token that it lacks.
+    """
+    config.validate()
+    if not config.path:
+        raise ValueError("tokenizer.path is empty. Set it to a vocabulary's file.")
+    path = epath.Path(config.path)
+    kind = config.kind
+    if kind == "auto":
+        kind = next((kind for end, kind in KIND_OF_SUFFIX.items() if path.name.endswith(end)), "")
+    if not kind:
+        raise ValueError(
+            f"tokenizer.kind (auto) needs tokenizer.path ({config.path}) to end in "
+            f"{', '.join(KIND_OF_SUFFIX)}. Set tokenizer.kind to one of {', '.join(KINDS)}."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer.path ({config.path}) is not a file. Check the path.")
+    return Tokenizer(dataclasses.replace(config, kind=kind), path.read_bytes())
+
+
+COMBINE = ("first", "join", "sample")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TextPolicy:
+    fields: tuple[str, ...] = ("caption",)  # of record.TEXT_FIELDS, in order of preference
+    combine: str = "first"  # of the non-empty ones: first; join (by a space); sample (one a step)
+    random_sentence: bool = False  # one sentence of the text, drawn a step; in training only
+
+    def validate(self) -> None:
+        if not self.fields or not set(self.fields) <= set(TEXT_FIELDS):
+            known = ", ".join(TEXT_FIELDS)
+            raise ValueError(f"text.fields ({self.fields}) must be one or more of {known}.")
+        if len(set(self.fields)) < len(self.fields):
+            raise ValueError(f"text.fields ({self.fields}) must be different. Name each once.")
+        if self.combine not in COMBINE:
+            known = ", ".join(COMBINE)
+            raise ValueError(f"text.combine ({self.combine!r}) must be one of {known}.")
+
+
+def choose_text(
+    texts: Mapping[str, str], policy: TextPolicy, rng: np.random.Generator | None
+) -> str:
+    """The text of one record for one step; "" if it has none.
+
+    rng None is evaluation: always the same text, "sample" takes the first, no random sentence.
+    """
+    found = [text for field in policy.fields if (text := texts.get(field, "").strip())]
+    if not found:
+        return ""
+    text = " ".join(found) if policy.combine == "join" else found[0]
+    if rng is None:
+        return text
+    if policy.combine == "sample":
+        text = found[rng.integers(len(found))]
+    if policy.random_sentence:
+        sentences = split_sentences(text)
+        text = sentences[rng.integers(len(sentences))]
+    return text
+
+
+_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]|\d|[^\W\d_])""")
+_ABBREVIATION = re.compile(
+    r"figs?|tab|eqs?|refs?|suppl|nos?|vol|al|vs|cf|ca|approx|resp|dr|prof|spp?|subsp|var|inc|ltd"
+    r"|(?:[^\W\d_]\.)*[^\W\d_]",  # "e.g", "i.v", and "E" of "E. coli"
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"(?!(?:figs?|figures?|tables?|panels?)\b)\b[^\W\d_]{2,}", re.IGNORECASE)
+_PANEL_LABEL = re.compile(r"[a-z](?: ?[-–,] ?[a-z])*\)? +[A-Z]")  # "b Axial CT", "c–e) Axial CT"
+
+
+def split_sentences(text: str) -> list[str]:
+    """`"(a) CT, Fig. 2. (b) E. coli."` -> `["(a) CT, Fig. 2.", "(b) E. coli."]`.
+
+    In doubt two sentences stay one: after a single letter, and before a lower-case one.
+    """
+    sentences, start = [], 0
+    for match in _SENTENCE_END.finditer(text):
+        so_far, rest = text[start : match.start()], text[match.end() : match.end() + 20]
+        if not _WORD.search(so_far) or (rest[0].islower() and not _PANEL_LABEL.match(rest)):
+            continue
+        if not _ABBREVIATION.fullmatch(so_far.split()[-1].lstrip("([\"'“‘")):
+            sentences.append(text[start : match.end()].strip())
+            start = match.end()
+    rest = text[start:].strip()
+    if sentences and not _WORD.search(rest):
+        sentences[-1] = f"{sentences[-1]} {rest}".strip()  # "(b)." alone is no caption
+        return sentences
+    return [*sentences, rest]

@@ -1,0 +1,77 @@
+"""Transformer blocks: how they are run must not change what they compute."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip.models.layers import MapHead, Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(width=8, depth=3, num_heads=2, dropout=0.5)
+
+
+def loss_and_gradients(config):
+    """The jitted function of parameters -> (loss, gradients), with dropout on; and parameters."""
+    x_BTD = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 8)), jnp.float32)
+    module = Transformer(config, jnp.float32, is_causal=True)
+    params = jax.jit(lambda: module.init(jax.random.key(0), x_BTD, deterministic=True))()
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(1)}
+        return jnp.sin(module.apply(params, x_BTD, deterministic=False, rngs=rngs)).sum()
+
+    return jax.jit(jax.value_and_grad(loss)), params
+
+
+@pytest.fixture(scope="module")
+def plain():
+    function, params = loss_and_gradients(CONFIG)
+    return function(params), function.lower(params).as_text().count("dot_general")
+
+
+@pytest.mark.parametrize(
+    ("scan", "remat"), [(False, "none"), (True, "dots"), (True, "full"), (False, "full")]
+)
+def test_scan_and_remat_change_no_value_and_no_gradient(plain, scan, remat):
+    # Dropout is on: recomputing with another mask, or the same mask in each layer, would show.
+    function, params = loss_and_gradients(dataclasses.replace(CONFIG, scan=scan, remat=remat))
+    (loss, grads), (expected_loss, expected_grads) = function(params), plain[0]
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    # float32 in another order of operations
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), grads, expected_grads)
+
+
+def test_remat_policies_recompute_what_they_say(plain):
+    def products(remat):
+        function, params = loss_and_gradients(dataclasses.replace(CONFIG, remat=remat))
+        return function.lower(params).as_text().count("dot_general")
+
+    # A block has 6 products by a kernel and 2 in its attention. The last one, down, is not needed
+    # by the backward pass.
+    assert plain[1] == 8 + 16
+    assert products("dots") == 8 + 16 + 2
+    assert products("full") == 8 + 16 + 7
+
+
+def test_unrolled_blocks_leave_no_loop():
+    function, params = loss_and_gradients(dataclasses.replace(CONFIG, scan=False, dropout=0.0))
+    assert "stablehlo.while" not in function.lower(params).as_text()
+
+
+def test_map_head_does_not_see_masked_positions():
+    x_BTD = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+    mask_BT = np.arange(5) < np.array([[3], [5]])
+    head = MapHead(CONFIG, jnp.float32)
+    params = head.init(jax.random.key(0), x_BTD)
+    masked = head.apply(params, x_BTD, mask_BT)
+    np.testing.assert_allclose(masked[0], head.apply(params, x_BTD[:1, :3])[0], atol=1e-6)
+    np.testing.assert_allclose(masked[1], head.apply(params, x_BTD[1:])[0], atol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="has a GPU")
+def test_cudnn_attention_without_a_gpu():
+    config = dataclasses.replace(CONFIG, attention="cudnn")
+    with pytest.raises(ValueError, match=r"'cudnn'\) needs an NVIDIA GPU, but .* cpu.*to 'xla'"):
+        loss_and_gradients(config)

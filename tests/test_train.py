@@ -1,0 +1,207 @@
+"""The program from the outside: started, killed, resumed, on one process and on two."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxclip.command import EXIT_PREEMPTED, EXIT_USER_ERROR
+from jaxclip.data.record import Dataset
+from jaxclip.train import train
+from tests import tiny_config
+
+ROOT = Path(__file__).parent.parent
+STEPS = 24
+
+
+def start(dataset, workdir, *overrides, program="jaxclip.train", devices=1, **env):
+    """The program in a process of its own."""
+    command = [sys.executable, "-m", program]
+    if program == "jaxclip.train":
+        command += ["--config=tests/tiny_config.py", f"--config.data.path={dataset}"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *overrides],
+        cwd=ROOT,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, expected_code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expected_code, f"{out}\n{err}"
+    return out, err
+
+
+def metric_lines(workdir):
+    file = Path(workdir) / "metrics.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def losses(workdir):
+    """step -> loss; a step that stands twice fails the test."""
+    lines = [json.loads(line) for line in metric_lines(workdir)]
+    pairs = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def scores(workdir):
+    lines = [json.loads(line) for line in metric_lines(workdir)]
+    return {line["step"]: line for line in lines if "loss" not in line}
+
+
+def wait_for_lines(process, workdir, count):
+    deadline = time.time() + 240
+    while len(metric_lines(workdir)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.time() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_dataset, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    out, _ = finish(start(tiny_dataset, workdir))
+    return workdir, out
+
+
+def test_a_run_tells_what_it_does_and_leaves_what_it_promises(undisturbed):
+    workdir, out = undisturbed
+    assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
+    assert sorted(scores(workdir)) == [8, 16, 24]
+    for said in ("training pairs", "parameters", "samples seen", "pairs/s", "MFU", "ETA", "data wait"):
+        assert said in out, said
+    summary = (workdir / "summary.md").read_text()
+    assert summary in out and "recall@1" in summary and "chance" in summary
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["versions"]["jax"] and run["commit"] and run["command"]
+    kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [20, 24]  # keep_last=2
+
+
+def test_killed_three_times_it_ends_with_the_same_losses_bit_for_bit(
+    undisturbed, tiny_dataset, tmp_path
+):
+    rng = random.Random(0)
+    workdir = tmp_path / "run"
+    for low, high in ((3, 7), (9, 14), (16, 22)):
+        process = start(tiny_dataset, workdir)
+        wait_for_lines(process, workdir, rng.randint(low, high))
+        time.sleep(rng.uniform(0, 0.02))  # also in the middle of a step, an evaluation or a save
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    out, _ = finish(start(tiny_dataset, workdir))
+    assert "Resumed from step" in out
+    assert losses(workdir) == losses(undisturbed[0])
+    assert scores(workdir) == scores(undisturbed[0])
+
+
+def test_sigterm_saves_and_exits_with_its_own_code(undisturbed, tiny_dataset, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(tiny_dataset, workdir, "--config.checkpoint.every=1000")
+    wait_for_lines(process, workdir, 5)
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process, EXIT_PREEMPTED)
+    saved = max(losses(workdir))
+    assert f"step {saved:,} is saved" in out and saved < STEPS
+    out, _ = finish(start(tiny_dataset, workdir))
+    assert f"Resumed from step {saved}," in out
+    assert losses(workdir) == losses(undisturbed[0])
+
+
+def test_two_processes_save_and_one_resumes(undisturbed, tiny_dataset, tmp_path):
+    """2 processes x 4 devices, stopped by SIGTERM; then 1 process x 8 devices takes over."""
+    workdir = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            tiny_dataset,
+            workdir,
+            "--config.sharding.fsdp=2",
+            devices=4,
+            COORDINATOR_ADDRESS=address,
+            NUM_PROCESSES="2",
+            PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    wait_for_lines(processes[0], workdir, 6)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    outs = [finish(process, EXIT_PREEMPTED)[0] for process in processes]
+    assert "process 0 of 2" in outs[0]
+    assert "training pairs" not in outs[1]  # the first process speaks for all
+    saved = max(losses(workdir))
+    out, _ = finish(start(tiny_dataset, workdir, "--config.sharding.fsdp=4", devices=8))
+    assert f"Resumed from step {saved}, sample {saved * 16}" in out
+    # other batches, or rows in another order under dropout, would differ in the first digits
+    assert losses(workdir) == pytest.approx(losses(undisturbed[0]), rel=2e-4)
+
+
+def test_evaluate_gives_the_scores_of_training(undisturbed):
+    workdir, _ = undisturbed
+    finish(start(None, workdir, "--split=validation", program="jaxclip.evaluate"))
+    found = json.loads((workdir / "scores_validation.json").read_text())
+    assert found == pytest.approx(scores(workdir)[STEPS], abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_dataset, tmp_path):
+    config = tiny_config.get_config()
+    config.data.path = (str(tiny_dataset),)
+    config.optimizer.peak_lr = 1e30
+    config.optimizer.grad_clip_norm = 0.0
+    config.checkpoint.every = 1
+    with pytest.raises(FloatingPointError, match=r"of step (\d+) is not finite.*Last good check") as e:
+        train(config, tmp_path)
+    (file,) = tmp_path.glob("not_finite_step_*.json")
+    named = json.loads(file.read_text())
+    assert len(named["records"][str(tiny_dataset)]) == config.batch_size
+    assert all(0 <= r < len(Dataset(tiny_dataset)) for r in named["records"][str(tiny_dataset)])
+    # the state it broke on was not saved
+    assert f"step {named['step'] - 1}. Lower" in str(e.value)
+
+
+def test_a_workdir_of_another_run_is_refused(undisturbed, tiny_dataset):
+    config = tiny_config.get_config()
+    config.data.path = (str(tiny_dataset),)
+    config.optimizer.peak_lr = 0.5
+    config.model.embed_dim = 4
+    with pytest.raises(ValueError, match=r"model.embed_dim: 8 -> 4; optimizer.peak_lr: 0.001 -> 0.5"):
+        train(config, undisturbed[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--config.optimizer.peak_learning=1"], "config.optimizer.peak_learning does not exist. Near: "),
+        (["--config.batch_size=many"], "batch_size ('many') must be of type int."),
+        (["--config.model.image.patch_size=5"], "data.image.size (16) must divide by"),
+        (["--config.data.path=nowhere"], "nowhere is not a dataset (no manifest.json). Make one"),
+        (["--config.sharding.data=3"], "sharding.data (3) x sharding.fsdp (1)"),
+        (["stray"], "'stray' is not a flag."),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(overrides, said, tiny_dataset, tmp_path):
+    if "data.path" in overrides[0]:
+        tiny_dataset = "nowhere"
+        overrides = []
+    _, err = finish(start(tiny_dataset, tmp_path / "run", *overrides), EXIT_USER_ERROR)
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("Error: ") and said in lines[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()
