@@ -3,6 +3,7 @@
 Shape letters: H height, W width.
 """
 
+import dataclasses
 import functools
 import io
 import os
@@ -20,6 +21,15 @@ MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 MAX_FILE_BYTES = 128 << 20  # a zip member can claim any size; no figure has this one
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedImage:
+    data: bytes  # encoded
+    width: int  # pixels, of `data`
+    height: int
+    original_width: int  # as it came
+    original_height: int
+
+
 def prepare_image(
     data: bytes,
     *,
@@ -27,7 +37,7 @@ def prepare_image(
     quality: int = 92,
     keep_original: bool = False,
     min_side: int = 16,
-) -> tuple[bytes, int, int]:
+) -> PreparedImage:
     """Encoded bytes from anywhere -> the bytes that a record keeps, with their width and height.
 
     A JPEG whose short side is at most `short_side` keeps its bytes: encoding it again only loses.
@@ -48,34 +58,40 @@ def prepare_image(
       ImageError: unreadable, too small, or too long for a JPEG.
     """
     is_jpeg = data[:2] == b"\xff\xd8"
-    reduction = _reduction(data, short_side) if is_jpeg and not keep_original else 1
+    original = _jpeg_size(data) if is_jpeg else None
+    reduction = 1 if keep_original or original is None else _reduction(min(original), short_side)
     pixels_HW3 = decode_image(data, reduction=reduction)
     height, width = pixels_HW3.shape[:2]
+    original_height, original_width = original or (height, width)
     if min(height, width) < min_side:
         raise ImageError("too small", f"{width} x {height}, at least {min_side}")
     if keep_original:
         is_png = data[:8] == b"\x89PNG\r\n\x1a\n"
-        return data if is_jpeg or is_png else _encode_png(pixels_HW3), width, height
-    if min(height, width) > short_side:
-        scale = short_side / min(height, width)
-        height, width = (max(short_side, round(side * scale)) for side in (height, width))
-        image = Image.fromarray(pixels_HW3)
-        pixels_HW3 = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    elif is_jpeg:
-        return data, width, height
-    if max(height, width) > MAX_JPEG_SIDE:
-        raise ImageError("too long", f"{width} x {height}, at most {MAX_JPEG_SIDE}")
-    return _encode_jpeg(pixels_HW3, quality), width, height
+        data = data if is_jpeg or is_png else _encode_png(pixels_HW3)
+    elif min(height, width) > short_side or not is_jpeg:
+        scale = min(1.0, short_side / min(height, width))
+        height, width = (max(1, round(side * scale)) for side in (height, width))
+        if max(height, width) > MAX_JPEG_SIDE:
+            raise ImageError("too long", f"{width} x {height}, at most {MAX_JPEG_SIDE}")
+        if scale < 1:
+            image = Image.fromarray(pixels_HW3)
+            pixels_HW3 = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+        data = _encode_jpeg(pixels_HW3, quality)
+    return PreparedImage(data, width, height, original_width, original_height)
 
 
-def _reduction(data: bytes, short_side: int) -> int:
-    """How far the JPEG can be decoded smaller and still leave the resampling twice `short_side`."""
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width); None if the header cannot be read: decode_image says what is wrong."""
     try:
-        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        return simplejpeg.decode_jpeg_header(data)[:2]
     except ValueError:
-        return 1  # decode_image says what is wrong with it
+        return None
+
+
+def _reduction(shorter: int, short_side: int) -> int:
+    """How far a JPEG can be decoded smaller and still leave the resampling twice `short_side`."""
     reduction = 1
-    while reduction < 8 and min(height, width) >= 4 * reduction * short_side:
+    while reduction < 8 and shorter >= 4 * reduction * short_side:
         reduction *= 2
     return reduction
 

@@ -12,7 +12,8 @@ import dataclasses
 import posixpath
 
 from data_pipelines.images import open_images
-from data_pipelines.table import TableOptions, build_table, option, run
+from data_pipelines.options import WriteOptions, option, run
+from data_pipelines.table import TableOptions, build_table
 from jaxclip.data.record import Dataset, hash64
 
 CLASSES = {
@@ -27,16 +28,11 @@ TEMPLATES = ("{}.", "this is {}.", "image showing {}.", "example of {}.", "figur
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class MednistOptions:
+class MednistOptions(WriteOptions):
     """The command line."""
 
     zip: str = option("", "the zip of class folders")
-    out: str = option("", "folder of the dataset")
     per_class: int = option(0, "images a class, the first by name; 0: all")
-    tokenizer_vocab: int = option(512, "size of the vocabulary trained on the captions; 0: none")
-    records_per_shard: int = option(2048, "images that one shard is made of")
-    workers: int = option(0, "processes; 0: one per core")
-    overwrite: bool = option(False, "replace the dataset at --out")
 
 
 def caption_of(image: str, label: str) -> str:
@@ -70,7 +66,6 @@ def build_mednist(options: MednistOptions) -> Dataset:
             licence="CC BY-SA 4.0",
             out=options.out,
             tokenizer_vocab=options.tokenizer_vocab,
-            records_per_shard=options.records_per_shard,
             workers=options.workers,
             overwrite=options.overwrite,
         ),
@@ -80,4 +75,4 @@ def build_mednist(options: MednistOptions) -> Dataset:
 
 
 if __name__ == "__main__":
-    run(MednistOptions, build_mednist)
+    run(build_mednist, MednistOptions)

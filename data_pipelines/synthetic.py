@@ -26,8 +26,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from absl import app, flags
 
+from data_pipelines.options import WriteOptions, option, run
 from data_pipelines.synthetic_captions import (
     ATTRIBUTES,
     IMAGING,
@@ -38,7 +38,6 @@ from data_pipelines.synthetic_captions import (
     stated_attributes,
 )
 from data_pipelines.synthetic_figures import compose, draw, encode, near_duplicate
-from data_pipelines.table import option
 from data_pipelines.write import build_dataset
 from jaxclip.data.record import Dataset, Example, Record, split_of
 
@@ -322,27 +321,11 @@ def build_synthetic(config: SyntheticConfig, out: str, **options: Any) -> Datase
     )
 
 
-def _define_flags() -> None:
-    """Here, not on import: a second program that imports this one has its own."""
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
-    for field in dataclasses.fields(SyntheticConfig):
-        define[type(field.default)](field.name, field.default, field.metadata["help"])
-    flags.DEFINE_string("out", None, "folder of the dataset", required=True)
-    flags.DEFINE_integer("workers", 0, "processes; 0: one per core")
-    flags.DEFINE_integer("tokenizer_vocab", 8192, "size of the captions' vocabulary; 0: none")
-    flags.DEFINE_bool("overwrite", False, "replace the dataset at --out")
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag. Write --name=value.")
-    values = flags.FLAGS.flag_values_dict()
-    fields = [field.name for field in dataclasses.fields(SyntheticConfig)]
-    options = ("out", "workers", "tokenizer_vocab", "overwrite")
-    config = SyntheticConfig(**{name: values[name] for name in fields})
-    build_synthetic(config, **{name: values[name] for name in options})
+def main(config: SyntheticConfig, options: WriteOptions) -> None:
+    if not options.out:
+        raise ValueError("out is not set. Give --out=FOLDER.")
+    build_synthetic(config, **dataclasses.asdict(options))
 
 
 if __name__ == "__main__":
-    _define_flags()
-    app.run(main)
+    run(main, SyntheticConfig, WriteOptions)

@@ -14,45 +14,37 @@ shards with the columns in use, and a worker reads the row groups that its own r
 parquet of your own with image bytes, row groups should not be much larger than --records_per_shard.
 """
 
-import contextlib
-import csv
 import dataclasses
 import functools
-import gzip
-import io
-import itertools
-import json
 import math
 import os
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from absl import app, flags
 
 from data_pipelines.images import MAX_FILE_BYTES, open_images, prepare_image
+from data_pipelines.options import WriteOptions, option, run
+from data_pipelines.text_table import (
+    UNREADABLE,
+    columns_of,
+    read_rows,
+    read_text_table,
+    stage,
+    suffix,
+)
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Dataset, Drop, Example, Record, split_of
 
-UNREADABLE = "unreadable_row"  # column of the staged table: what is wrong with a row, or null
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
-MAX_CELL = 16 << 20  # characters; a csv with an unclosed quote is one cell to its end
-NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|nan|NaN")  # "007" is an id
-
-
-def option(default: Any, help: str) -> Any:
-    """A field of an options class: what run() makes a flag of."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class TableOptions:
+class TableOptions(WriteOptions):
     """The command line; what is "column" names one of the table's."""
 
     table: str = option("", "the table: .csv, .tsv, .jsonl (each also .gz) or .parquet")
@@ -60,7 +52,6 @@ class TableOptions:
     image: str = option("", "column: path inside --images, or bytes")
     caption: str = option("", "column: caption of the whole figure")
     group: str = option("", "column: article or patient; a group is never in two splits")
-    out: str = option("", "folder of the dataset")
     panel_caption: str = option("", "column: the part of the caption about this panel")
     references: str = option("", "column: the sentences that cite the figure")
     summary: str = option("", "column: summary of the references")
@@ -77,10 +68,7 @@ class TableOptions:
     short_side: int = option(288, "pixels; a larger image is reduced to it")
     quality: int = option(92, "of the JPEG")
     keep_original: bool = option(False, "keep the image's size, and a JPEG's or PNG's bytes")
-    records_per_shard: int = option(2048, "rows that one shard is made of")
-    tokenizer_vocab: int = option(8192, "size of the vocabulary trained on the captions; 0: none")
-    workers: int = option(0, "processes; 0: one per core")
-    overwrite: bool = option(False, "replace the dataset at --out")
+    records_per_shard: int = option(0, "rows that one shard is made of; 0: 1/16, 64 to 4096")
 
     def __post_init__(self):
         self.keep, self.split = tuple(self.keep), tuple(float(share) for share in self.split)
@@ -93,7 +81,9 @@ class TableOptions:
             raise ValueError(
                 f"split {self.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
             )
-        for name in ("min_side", "min_caption_chars", "short_side", "quality", "records_per_shard"):
+        if self.records_per_shard < 0:
+            raise ValueError(f"records_per_shard ({self.records_per_shard}) must be 0 or more.")
+        for name in ("min_side", "min_caption_chars", "short_side", "quality"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         if self.quality > 100:
@@ -135,7 +125,7 @@ def build_table(
     for role in ("source", "licence"):
         if (value := getattr(options, role)) and value not in have:
             print(f"{role}: no column has the name {value!r}; it is the {role} of every record.")
-    is_staged = rows is not None or _suffix(options.table) != ".parquet"
+    is_staged = rows is not None or suffix(options.table) != ".parquet"
     parquet = os.path.join(options.out, STAGED_ROWS) if is_staged else options.table
     if not is_staged:
         _check_types(options, pq.read_schema(parquet))
@@ -143,9 +133,13 @@ def build_table(
     def jobs() -> list[range]:
         if is_staged and not os.path.exists(parquet):
             text_rows = read_text_table(options.table) if rows is None else rows
-            from_csv = rows is None and _suffix(options.table) in (".csv", ".tsv")
-            _stage(text_rows, options, columns, parquet, from_csv)
-        num_rows, step = pq.read_metadata(parquet).num_rows, options.records_per_shard
+            from_csv = rows is None and suffix(options.table) in (".csv", ".tsv")
+            typed = [name for name in options.keep if name not in options.text_columns()]
+            print(f"Converting {options.table} ...")
+            stage(text_rows, columns, typed, parquet, from_csv)
+        num_rows = pq.read_metadata(parquet).num_rows
+        # small enough that every core has a shard to write, on any machine the same
+        step = options.records_per_shard or min(max(64, -(-num_rows // 16)), 4096)
         if not num_rows:
             raise ValueError(f"{options.table} has no rows.")
         return [range(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
@@ -231,7 +225,7 @@ def _make_item(options: TableOptions, number: int, row: Mapping[str, Any]) -> Ex
     else:
         split = split_of(text("group"), options.split, options.split_salt)
     try:
-        image, width, height = prepare_image(
+        image = prepare_image(
             _read_image(options, name, data),
             short_side=options.short_side,
             quality=options.quality,
@@ -241,9 +235,9 @@ def _make_item(options: TableOptions, number: int, row: Mapping[str, Any]) -> Ex
     except ImageError as error:
         return drop(reason=error.reason, detail=error.detail)
     record = Record(
-        image=image,
-        width=width,
-        height=height,
+        image=image.data,
+        width=image.width,
+        height=image.height,
         article_id=text("group"),
         figure_id=text("figure") if options.figure else name or f"row {number}",
         panel_id=text("panel"),
@@ -251,7 +245,9 @@ def _make_item(options: TableOptions, number: int, row: Mapping[str, Any]) -> Ex
         licence=text("licence") if options.licence in row else options.licence,
         **{role: text(role) for role in ("caption", "panel_caption", "references", "summary")},
     )
-    return Example(record=record, split=split, signals={name: row[name] for name in options.keep})
+    signals = {name: row[name] for name in options.keep}
+    signals |= {"original_width": image.original_width, "original_height": image.original_height}
+    return Example(record=record, split=split, signals=signals)
 
 
 def _name_and_bytes(image: Any) -> tuple[str, bytes | None]:
@@ -279,32 +275,6 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def read_rows(
-    parquet: str, rows: range, columns: Sequence[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (row number, row) of a range of rows; reads the row groups they are in, in batches."""
-    with pq.ParquetFile(parquet) as file:
-        columns = [name for name in file.schema_arrow.names if name in {*columns, UNREADABLE}]
-        types = json.loads((file.metadata.metadata or {}).get(b"types", "{}"))  # see _stage
-        first = 0
-        for group in range(file.num_row_groups):
-            position, first = first, first + file.metadata.row_group(group).num_rows
-            if position >= rows.stop or first <= rows.start:
-                continue
-            batches = file.iter_batches(64, row_groups=[group], columns=columns, use_threads=False)
-            for batch in batches:
-                for name, kind in types.items():
-                    column = batch[name].cast(kind)
-                    batch = batch.set_column(batch.schema.get_field_index(name), name, column)
-                low = min(max(rows.start - position, 0), len(batch))
-                high = max(min(rows.stop - position, len(batch)), low)
-                wanted = batch.slice(low, high - low).to_pylist()
-                yield from enumerate(wanted, start=position + low)
-                position += len(batch)
-                if position >= rows.stop:
-                    break
-
-
 def _check_types(options: TableOptions, schema: pa.Schema) -> None:
     """Says before the work what a parquet's columns cannot be."""
     for name in options.keep:
@@ -322,174 +292,5 @@ def _check_types(options: TableOptions, schema: pa.Schema) -> None:
         raise ValueError(f"image: column {options.image!r} has paths. Give --images=FOLDER or ZIP.")
 
 
-# --- Text tables -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(slots=True)
-class BadRow:
-    detail: str
-
-
-def _suffix(table: str) -> str:
-    suffix = os.path.splitext(table.removesuffix(".gz"))[1].lower()
-    if suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
-        raise ValueError(
-            f"table ({table!r}) must be .csv, .tsv, .jsonl (or .gz of it) or .parquet."
-        )
-    return suffix
-
-
-def columns_of(table: str) -> list[str]:
-    """Names of the columns; of a .jsonl, those of its first 100 rows."""
-    if _suffix(table) == ".parquet":
-        return pq.read_schema(table).names
-    if _suffix(table) == ".jsonl":
-        first = itertools.islice(read_text_table(table), 100)
-        rows = [row for row in first if not isinstance(row, BadRow)]
-        return list(dict.fromkeys(name for row in rows for name in row))
-    with _csv_reader(table) as reader:
-        return next(reader, [])
-
-
-def read_text_table(table: str) -> Iterator[dict[str, Any] | BadRow]:
-    return _read_jsonl(table) if _suffix(table) == ".jsonl" else _read_csv(table)
-
-
-def _open(table: str) -> BinaryIO:
-    return gzip.open(table) if table.endswith(".gz") else open(table, "rb")
-
-
-@contextlib.contextmanager
-def _csv_reader(table: str) -> Iterator[Any]:
-    """A csv.reader; what it stumbles over becomes a ValueError with the line and a remedy."""
-    csv.field_size_limit(MAX_CELL)
-    delimiter = "\t" if _suffix(table) == ".tsv" else ","
-    with io.TextIOWrapper(_open(table), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        try:
-            yield reader
-        except csv.Error as error:
-            raise ValueError(
-                f"{table}, near line {reader.line_num}: {error}. Is a quote not closed?"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{table}, after line {reader.line_num}: {error}. Convert it to UTF-8 (iconv)."
-            ) from None
-
-
-def _read_csv(table: str) -> Iterator[dict[str, str] | BadRow]:
-    with _csv_reader(table) as reader:
-        header = next(reader, [])
-        for cells in filter(None, reader):
-            if len(cells) == len(header):
-                yield dict(zip(header, cells, strict=True))
-            else:
-                lengths = f"{len(cells)} cells, the header has {len(header)}"
-                yield BadRow(f"line {reader.line_num}: {lengths}")
-
-
-def _read_jsonl(table: str) -> Iterator[dict[str, Any] | BadRow]:
-    with _open(table) as file:
-        for number, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-                yield row if isinstance(row, dict) else BadRow(f"line {number}: not an object")
-            except (ValueError, RecursionError) as error:
-                yield BadRow(f"line {number}: {error}")
-
-
-def _stage(
-    rows: Iterable[Mapping[str, Any] | BadRow],
-    options: TableOptions,
-    columns: Sequence[str],
-    parquet: str,
-    from_csv: bool,
-) -> None:
-    """Writes the columns in use, all as text: what a --keep column holds is known only at the end.
-
-    It is in the file's metadata then, {"year": "int64"}, and read_rows casts.
-    """
-    kinds = {name: set() for name in options.keep if name not in options.text_columns()}
-    schema = pa.schema([(name, pa.string()) for name in (*columns, UNREADABLE)])
-    print(f"Converting {options.table} ...")
-    with pq.ParquetWriter(parquet + ".tmp", schema) as writer:
-        for chunk in _chunks(rows, options.records_per_shard):
-            staged = []
-            for row in chunk:
-                if isinstance(row, BadRow):
-                    staged.append({UNREADABLE: row.detail})
-                    continue
-                for name, seen in kinds.items():
-                    seen.add(_kind(row.get(name), from_csv))
-                staged.append({name: _as_text(row.get(name)) for name in columns})
-            writer.write_table(pa.Table.from_pylist(staged, schema=schema))
-        types = {name: _common_type(seen - {"null"}) for name, seen in kinds.items()}
-        writer.add_key_value_metadata({"types": json.dumps(types)})
-    os.replace(parquet + ".tmp", parquet)
-
-
-def _chunks(rows: Iterable, size: int) -> Iterator[list]:
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
-
-
-def _as_text(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()  # JSON can hold half a surrogate pair
-    return json.dumps(value)
-
-
-def _kind(value: Any, from_csv: bool) -> str:
-    """Arrow's name for a cell's type: 3 -> "int64"; in a csv "3" -> "int64", "007" -> "string"."""
-    if value is None or value == "":
-        return "null"
-    if isinstance(value, str) and from_csv:
-        if NUMBER.fullmatch(value):
-            return "int64" if value.removeprefix("-").isdecimal() and len(value) < 19 else "double"
-        return "bool" if value in ("true", "True", "false", "False") else "string"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return "int64" if abs(value) < 2**63 else "string"
-    return {bool: "bool", float: "double"}.get(type(value), "string")
-
-
-def _common_type(kinds: set[str]) -> str:
-    if kinds == {"int64", "double"}:
-        return "double"
-    return kinds.pop() if len(kinds) == 1 else "string"
-
-
-# --- Command line ------------------------------------------------------------------------------
-
-
-def run(options_class: type, build: Callable[[Any], Any]) -> None:
-    """Makes a flag of every field of `options_class`, then calls build(options).
-
-    Flags are defined here, not on import: a second program that imports this one has its own.
-    """
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
-    fields = dataclasses.fields(options_class)
-    for field in fields:
-        if isinstance(field.default, tuple):
-            default = [str(value) for value in field.default]
-            flags.DEFINE_list(field.name, default, field.metadata["help"])
-        else:
-            define[type(field.default)](field.name, field.default, field.metadata["help"])
-        # --help lists the flags of the program, and takes this file for another one
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
-
-    def main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"{argv[1]!r} is not a flag. Write --name=value.")
-        build(options_class(**{field.name: getattr(flags.FLAGS, field.name) for field in fields}))
-
-    app.run(main)
-
-
 if __name__ == "__main__":
-    run(TableOptions, build_table)
+    run(build_table, TableOptions)

@@ -11,6 +11,7 @@ in the vocabulary is [UNK]. bpe is CLIP's: lower case, on bytes, so that nothing
 """
 
 import collections
+import dataclasses
 import functools
 import gzip
 import itertools
@@ -19,10 +20,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tokenizers
-from absl import app, flags, logging
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data_pipelines.options import option, run
 from jaxclip.data.record import TEXT_FIELDS, Dataset, write_atomically
 from jaxclip.data.text import TokenizerConfig, load_tokenizer
 from jaxclip.data.vocabulary import clip_byte_names, clip_decoder, clip_pre_tokenizer
@@ -171,24 +172,35 @@ def _jsonl_texts(path: epath.Path, field: str) -> Iterator[str]:
                 yield row[field]
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag. Write --name=value.")
-    args = flags.FLAGS
-    texts = read_texts(args.input, args.field, args.max_texts)
-    logging.info("Read %d texts of %s.", len(texts), args.input)
-    tokenizer = train_tokenizer(texts, vocab_size=args.vocab_size, kind=args.kind)
-    save_tokenizer(tokenizer, args.out)
-    fingerprint = load_tokenizer(TokenizerConfig(path=args.out, kind="json")).fingerprint
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TokenizerOptions:
+    input: str = option("", "dataset (its train split), .jsonl or .jsonl.gz")
+    out: str = option("", "file to write, e.g. DATASET/tokenizer.json")
+    field: str = option("caption", "text of a record, or column of the .jsonl")
+    vocab_size: int = option(8192, "tokens, special ones included")
+    kind: str = option("wordpiece", "wordpiece (BERT's way) or bpe (CLIP's)")
+    max_texts: int = option(1_000_000, "texts to read at most")
+
+    def validate(self) -> None:
+        for name in ("input", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
+        for name in ("vocab_size", "max_texts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind ({self.kind!r}) must be one of {', '.join(KINDS)}.")
+
+
+def main(options: TokenizerOptions) -> None:
+    options.validate()
+    texts = read_texts(options.input, options.field, options.max_texts)
+    tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, kind=options.kind)
+    save_tokenizer(tokenizer, options.out)
+    fingerprint = load_tokenizer(TokenizerConfig(path=options.out, kind="json")).fingerprint
     report = {"texts": len(texts)} | describe(tokenizer, texts) | {"fingerprint": fingerprint}
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "dataset, .jsonl or .jsonl.gz", required=True)
-    flags.DEFINE_string("field", "caption", "text of a record, or column of the .jsonl")
-    flags.DEFINE_integer("vocab_size", 8192, "tokens, special ones included", lower_bound=1)
-    flags.DEFINE_enum("kind", "wordpiece", KINDS, "BERT's or CLIP's way")
-    flags.DEFINE_integer("max_texts", 1_000_000, "texts to read", lower_bound=1)
-    flags.DEFINE_string("out", None, "file to write, e.g. DATASET/tokenizer.json", required=True)
-    app.run(main)
+    run(main, TokenizerOptions)

@@ -258,7 +258,7 @@ def _write_one(directory: epath.Path, make_items: Callable, index: int, job: Any
 
 def _run(write: Callable[[int, Job], dict], jobs: Sequence[Job], workers: int) -> Iterator[dict]:
     """Yields write(index, job) of every job, in the order they finish."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from itertools.starmap(write, enumerate(jobs))
         return

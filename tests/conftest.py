@@ -1,9 +1,14 @@
-"""Eight CPU devices for every test, and one small dataset for those that read one."""
+"""Eight CPU devices, parsed absl flags, and a small dataset for all tests to read."""
 
 import os
 
+# Before jax is imported, which Grain does too.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import pathlib
 
 import cv2
 import numpy as np
@@ -16,40 +21,48 @@ from jaxclip.data.record import Example, Record, finish_dataset, write_shard
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read a flag
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230), "white": (240,) * 3}
-PLACES = {"top left": (24, 16), "top right": (72, 16), "bottom left": (24, 48)}
+COLOURS = {"red": (220, 40, 30), "green": (30, 160, 60), "blue": (40, 70, 210)}
+SHAPES = ("circle", "square", "cross")
+SPLITS = ["train"] * 7 + ["validation"] * 2 + ["test"]  # of the records 0..9, 10..19, ...
 
 
-def draw_example(index: int) -> Example:
-    """A coloured disc on grey; its caption says which and where. Articles have four figures."""
-    rng = np.random.default_rng(index)
-    colour, place = rng.choice(list(COLOURS)), rng.choice(list(PLACES))
-    pixels = rng.normal(90, 12, (64, 96, 3)).clip(0, 255).astype(np.uint8)
-    cv2.circle(pixels, PLACES[place], 14, COLOURS[colour], -1)
-    article = index // 4
+def tiny_example(number: int) -> Example:
+    """A coloured shape on grey: number -> one of 9 kinds, its own size, place and captions."""
+    rng = np.random.default_rng(number)
+    colour, shape = list(COLOURS)[number % 3], SHAPES[number // 3 % 3]
+    height, width = (int(side) for side in rng.integers(40, 72, 2))
+    grey = rng.normal(120, 10, (height, width, 1)).clip(0, 255)
+    pixels = np.ascontiguousarray(np.repeat(grey, 3, axis=2).astype(np.uint8))
+    y, x, r = int(rng.integers(14, height - 14)), int(rng.integers(14, width - 14)), 12
+    if shape == "circle":
+        cv2.circle(pixels, (x, y), r, COLOURS[colour], -1)
+    elif shape == "square":
+        cv2.rectangle(pixels, (x - r, y - r), (x + r, y + r), COLOURS[colour], -1)
+    else:
+        cv2.line(pixels, (x - r, y - r), (x + r, y + r), COLOURS[colour], 5)
+        cv2.line(pixels, (x - r, y + r), (x + r, y - r), COLOURS[colour], 5)
     record = Record(
-        image=simplejpeg.encode_jpeg(pixels, quality=92),
-        width=96,
-        height=64,
-        caption=f"A {colour} disc at the {place} of figure {index % 4}.",
-        references=f"See the {colour} disc." if index % 3 == 0 else "",
-        article_id=f"A{article}",
-        figure_id=f"F{index % 4}",
-        source="drawn",
+        image=simplejpeg.encode_jpeg(pixels, 92, colorsubsampling="444"),
+        width=width,
+        height=height,
+        caption=f"A {colour} {shape}. It is number {number} of the series.",
+        panel_caption=f"({number}) {shape}" if number % 4 == 0 else "",
+        references=f"Figure {number} shows a {shape}." if number % 2 else "",
+        article_id=f"PMC{number}",
+        source="tiny",
+        licence="CC0",
     )
-    split = "train" if article % 5 else ("validation" if article % 10 else "test")
-    return Example(record=record, split=split, signals={"label": str(colour)})
+    return Example(record=record, split=SPLITS[number % 10], signals={"shape": shape})
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory):
-    """Path of a dataset of 80 records in 2 shards: 64 train, 8 validation, 8 test."""
-    path = tmp_path_factory.mktemp("datasets") / "tiny"
-    path.mkdir()
-    examples = [draw_example(i) for i in range(80)]
-    for shard in range(2):
-        write_shard(path, shard, examples[shard * 40 : shard * 40 + 40])
-    captions = [example.record.caption for example in examples]
-    save_tokenizer(train_tokenizer(captions, vocab_size=120, kind="wordpiece"), path / "tokenizer.json")
-    finish_dataset(path, 2, {"module": "tests"})
-    return path
+def tiny_dataset(tmp_path_factory) -> pathlib.Path:
+    """60 records in 2 shards (42 train, 12 validation, 6 test) with a tokenizer.json."""
+    directory = tmp_path_factory.mktemp("tiny_dataset")
+    examples = [tiny_example(number) for number in range(60)]
+    write_shard(directory, 0, examples[:33])
+    write_shard(directory, 1, examples[33:])
+    texts = [text for example in examples for text in example.record.texts().values()]
+    save_tokenizer(train_tokenizer(texts, vocab_size=160), directory / "tokenizer.json")
+    finish_dataset(directory, 2, {"module": "tests.conftest"})
+    return directory

@@ -222,9 +222,9 @@ def random_crop_box(
     Draws the share of the area and the logarithm of the aspect ratio (width / height) uniformly; if
     ten draws do not fit, takes the largest central box with a ratio in range.
     """
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    areas = height * width * rng.uniform(*scale, size=10)
+    aspects = np.exp(rng.uniform(*np.log(ratio), size=10))
+    for area, aspect in zip(areas.tolist(), aspects.tolist(), strict=True):
         h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < h <= height and 0 < w <= width:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w

@@ -8,17 +8,20 @@ resumed with others of them, from "the next sample is number i". Imports no jax.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
+from grain.experimental import index_shuffle
 
 from jaxclip.data.image import ImageConfig, ImageError, eval_image, train_image
-from jaxclip.data.record import Dataset, hash64
+from jaxclip.data.record import Dataset, Record, hash64
 from jaxclip.data.text import TextPolicy, Tokenizer, TokenizerConfig, choose_text
 
 MAX_CHUNK = 64  # samples that one thread turns into a piece of a batch
@@ -94,8 +97,7 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
     return sources
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Ref:
+class _Ref(NamedTuple):
     """One sample, not yet read."""
 
     source: int
@@ -103,92 +105,176 @@ class _Ref:
     position: int
 
 
-class _ToRef(grain.transforms.MapWithIndex):
-    def __init__(self, source: int, length: int = sys.maxsize):
-        self.source, self.length = source, length
+class _TrainSamples:
+    """The endless sequence of a run: `samples[i] -> _Ref`.
 
-    def map_with_index(self, index: int, position: int) -> _Ref:
-        return _Ref(self.source, index // self.length, int(position))
-
-
-class _HostBlocks:
-    """The samples in the order in which interleaved reading gives each host one block of the batch.
-
-    ElasticIterator gives host h the samples h, h+H, h+2H, ... of H hosts. Within each batch of B,
-    place j*H + h is given the sample of row h*B/H + j: so the global batch has the same rows in the
-    same order for any H.
+    Each source is in a new order every epoch. The sources are mixed in even strides: of the first
+    n samples each has its share of n, rounded, so those with weights by size end their epochs
+    together (grain's mix rounds weights to hundredths of the smallest).
     """
 
-    def __init__(self, samples: grain.MapDataset, first: int, batch_size: int, num_hosts: int):
-        self.samples, self.first = samples, first
-        self.batch_size, self.num_hosts = batch_size, num_hosts
+    def __init__(self, sources: Sequence[Source], seed: int):
+        self.positions = [source.positions for source in sources]
+        self.seeds = [
+            int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in range(len(sources))
+        ]
+        weights = [source.weight for source in sources]
+        self.shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return sys.maxsize
 
     def __getitem__(self, index: int) -> _Ref:
-        batch, place = divmod(index - self.first, self.batch_size)
-        j, host = divmod(place, self.num_hosts)
-        row = host * (self.batch_size // self.num_hosts) + j
-        return self.samples[self.first + batch * self.batch_size + row]
+        source, index = self._mix(index)
+        positions = self.positions[source]
+        epoch, index = divmod(index, len(positions))
+        seed = (self.seeds[source] + epoch) % 2**32
+        return _Ref(source, epoch, int(positions[_shuffled(index, len(positions), seed)]))
+
+    def _mix(self, index: int) -> tuple[int, int]:
+        """Number in the mixture -> (source, number among the samples of the source)."""
+        for source, share in enumerate(self.shares):  # of what the sources before leave over
+            before = math.floor(index * share + 0.5)
+            if math.floor((index + 1) * share + 0.5) > before:
+                return source, before
+            index -= before
+        raise AssertionError("the last share is 1")
 
 
-class _Load(grain.transforms.Map):
-    """_Ref -> {"image": uint8 [S, S, 3], "tokens": int32 [T], "source", "record": int64}.
+def _shuffled(index: int, length: int, seed: int) -> int:
+    if length < 2**16:  # of fewer places index_shuffle goes through 2**16, a millisecond for 20
+        return int(_permutation(length, seed)[index])
+    return index_shuffle(index, max_index=length - 1, seed=seed, rounds=4)
 
-    With seed None, as in evaluation: the one central crop and text, and also "image_id" and
+
+@functools.lru_cache(maxsize=64)
+def _permutation(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(length)
+
+
+class _EvalSamples:
+    """A source in order of position."""
+
+    def __init__(self, source: Source):
+        self.positions = source.positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> _Ref:
+        return _Ref(0, 0, int(self.positions[index]))
+
+
+class _Load:
+    """Refs -> a batch of them, made in one thread.
+
+    {"image": uint8 [n, S, S, 3], "tokens": int32 [n, T], "source": int64 [n], "record": int64 [n]};
+    with seed None, as in evaluation: the one central crop and text, and also "image_id" and
     "caption_id", int64 hashes that are equal where the image bytes or the captions are.
     """
 
     def __init__(
         self,
-        datasets: Sequence[Dataset],
+        sources: Sequence[Source],
         config: DataConfig,
         tokenizer: Tokenizer,
         seed: int | None,
     ):
-        self.datasets, self.config, self.tokenizer, self.seed = datasets, config, tokenizer, seed
+        self.datasets = [source.dataset for source in sources]
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
 
-    def map(self, ref: _Ref) -> Batch:
-        config = self.config
-        record = self.datasets[ref.source][ref.position]
-        rng = None
-        if self.seed is not None:
-            rng = np.random.default_rng((self.seed, ref.source, ref.epoch, ref.position))
+    def empty(self, rows: int) -> Batch:
+        """Arrays of so many rows, to be filled."""
+        size = self.config.image.size
+        ids = ("source", "record") + (("image_id", "caption_id") if self.seed is None else ())
+        return {
+            "image": np.empty((rows, size, size, 3), np.uint8),
+            "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
+        } | {name: np.empty(rows, np.int64) for name in ids}
+
+    def __call__(self, refs: Sequence[_Ref]) -> Batch:
+        # Stage by stage, not record by record: decoding a picture empties the processor's caches,
+        # and each of the small steps takes three times as long right after it.
+        records = [self.datasets[ref.source][ref.position] for ref in refs]
+        rngs = [self._rng(ref) for ref in refs]
+        batch = self.empty(len(refs))
+        for row, ref in enumerate(refs):
+            batch["image"][row] = self._image(ref, records[row], rngs[row])
+        texts = [
+            choose_text(record.texts(), self.config.text, rng)
+            for record, rng in zip(records, rngs, strict=True)
+        ]
+        batch["tokens"][:] = self.tokenizer.encode(texts)
+        batch["source"][:] = [ref.source for ref in refs]
+        batch["record"][:] = [ref.position for ref in refs]
+        if self.seed is None:
+            batch["image_id"][:] = [hash64(record.image_sha256) for record in records]
+            batch["caption_id"][:] = [hash64(text) for text in texts]
+        return batch
+
+    def _rng(self, ref: _Ref) -> np.random.Generator | None:
+        return None if self.seed is None else np.random.default_rng((self.seed, *ref))
+
+    def _image(self, ref: _Ref, record: Record, rng: np.random.Generator | None) -> np.ndarray:
         try:
             if rng is None:
-                image = eval_image(record.image, config.image)
-            else:
-                image = train_image(record.image, config.image, rng)
+                return eval_image(record.image, self.config.image)
+            return train_image(record.image, self.config.image, rng)
         except ImageError as error:
             raise ValueError(
                 f"Record {ref.position} of {self.datasets[ref.source].path} has an unreadable "
                 f"image ({error}), though it was readable when the dataset was written. Copy it "
                 "again."
             ) from error
-        text = choose_text(record.texts(), config.text, rng)
-        sample = {
-            "image": image,
-            "tokens": self.tokenizer.encode([text])[0],
-            "source": np.int64(ref.source),
-            "record": np.int64(ref.position),
-        }
-        if rng is None:
-            sample["image_id"] = np.int64(hash64(record.image_sha256))
-            sample["caption_id"] = np.int64(hash64(text))
-        return sample
 
 
-def _chunk_size(local: int) -> int:
-    """The largest divisor of a host's batch that is at most MAX_CHUNK."""
-    return max(c for c in range(1, min(local, MAX_CHUNK) + 1) if local % c == 0)
+class _Chunks:
+    """One host's rows of every batch, in pieces for a thread to load: `chunks[i] -> Batch`.
 
+    A global batch is the next batch_size samples in order, and host h of H has rows h*B/H to
+    (h+1)*B/H of it. Rows past the last sample are left out.
+    """
 
-def _read_options(num_threads: int, workers: int, chunks_a_batch: int) -> grain.ReadOptions:
-    """Of each worker process. All together read two batches ahead: one is filled, one waits."""
-    threads = num_threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    ahead = math.ceil(2 * chunks_a_batch / workers)
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+    def __init__(
+        self,
+        samples: _TrainSamples | _EvalSamples,
+        load: _Load,
+        *,
+        batch_size: int,
+        host: int,
+        num_hosts: int,
+        first: int = 0,
+    ):
+        if batch_size % num_hosts:
+            raise ValueError(
+                f"batch_size ({batch_size}) must divide by the number of hosts ({num_hosts})."
+            )
+        self.samples, self.load, self.batch_size = samples, load, batch_size
+        self.local = batch_size // num_hosts
+        self.size = max(c for c in range(1, min(self.local, MAX_CHUNK) + 1) if self.local % c == 0)
+        self.per_batch = self.local // self.size
+        self.first = first + host * self.local
+
+    def __len__(self) -> int:
+        return min(sys.maxsize, math.ceil(len(self.samples) / self.batch_size) * self.per_batch)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, piece = divmod(index, self.per_batch)
+        start = self.first + batch * self.batch_size + piece * self.size
+        stop = min(start + self.size, len(self.samples))
+        return self.load([self.samples[i] for i in range(start, stop)])
+
+    def read(self, num_threads: int, num_workers: int = 0) -> grain.DatasetIterator[Batch]:
+        """All chunks in order, loaded two batches ahead: one is filled while one waits."""
+        processes = max(1, num_workers)
+        threads = num_threads or max(1, len(os.sched_getaffinity(0)) // processes)
+        ahead = max(threads, math.ceil(2 * self.per_batch / processes))
+        chunks = grain.MapDataset.source(self).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        )
+        if num_workers:
+            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        return iter(chunks)
 
 
 def _fill(batch: Batch, chunks: Iterable[Batch]) -> Batch:
@@ -207,7 +293,7 @@ class TrainInput:
 
     Batches are dicts of NumPy arrays: "image" uint8 [b, S, S, 3], "tokens" int32 [b, T], "source"
     and "record" int64 [b], with b = batch_size / num_hosts. To be closed when done: a context
-    manager. Memory: four batches, besides what decoding takes.
+    manager. Memory: three batches and a chunk a thread, besides the batch that is given out.
 
     Args:
       next_sample: number of the first sample to give out, as `next_sample` was when saved.
@@ -225,42 +311,24 @@ class TrainInput:
         num_hosts: int = 1,
         next_sample: int = 0,
     ):
-        local = _local_batch(batch_size, num_hosts)
         self.next_sample = next_sample
         self.batch_size = batch_size
-        self._shapes = {
-            "image": ((local, config.image.size, config.image.size, 3), np.uint8),
-            "tokens": ((local, tokenizer.context_length), np.int32),
-            "source": ((local,), np.int64),
-            "record": ((local,), np.int64),
-        }
-        chunk = _chunk_size(local)
-        self._chunks_a_batch = local // chunk
-        samples = _endless_samples(sources, seed)
-        blocks = grain.MapDataset.source(_HostBlocks(samples, next_sample, batch_size, num_hosts))
-        load = _Load([source.dataset for source in sources], config, tokenizer, seed)
-        workers = None
-        if config.num_workers:
-            workers = grain.MultiprocessingOptions(num_workers=config.num_workers)
-        self._iterator = iter(
-            grain.experimental.ElasticIterator(
-                blocks.map(load),
-                chunk * num_hosts,
-                grain.sharding.ShardOptions(host, num_hosts),
-                read_options=_read_options(
-                    config.num_threads, max(1, config.num_workers), self._chunks_a_batch
-                ),
-                multiprocessing_options=workers,
-            )
+        self._chunks = _Chunks(
+            _TrainSamples(sources, seed),
+            _Load(sources, config, tokenizer, seed),
+            batch_size=batch_size,
+            host=host,
+            num_hosts=num_hosts,
+            first=next_sample,
         )
-        self._iterator.set_state({"global_next_index": next_sample})
+        self._iterator = self._chunks.read(config.num_threads, config.num_workers)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = {key: np.empty(shape, dtype) for key, (shape, dtype) in self._shapes.items()}
-        _fill(batch, (next(self._iterator) for _ in range(self._chunks_a_batch)))
+        batch = self._chunks.load.empty(self._chunks.local)
+        _fill(batch, itertools.islice(self._iterator, self._chunks.per_batch))
         self.next_sample += self.batch_size
         return batch
 
@@ -269,50 +337,6 @@ class TrainInput:
 
     def __exit__(self, *_) -> None:
         self._iterator.close()
-
-
-def _endless_samples(sources: Sequence[Source], seed: int) -> grain.MapDataset:
-    """Each source in a new order every epoch, mixed in exact proportion to the weights."""
-    parts = [
-        grain.MapDataset.source(source.positions)
-        .seed(int(np.random.SeedSequence((seed, i)).generate_state(1)[0]))
-        .shuffle()
-        .repeat(None)
-        .map_with_index(_ToRef(i, len(source.positions)))
-        for i, source in enumerate(sources)
-    ]
-    mixture = _Mixture([source.weight for source in sources])
-    return grain.MapDataset.select_from_datasets(parts, mixture)
-
-
-class _Mixture(grain.transforms.DatasetSelectionMap):
-    """Sample index -> (source, index within the source), in even strides.
-
-    Of the first n samples, a source has its share of n, rounded (MapDataset.mix rounds the weights
-    to hundredths of the smallest). Sources with weights by size so end their epochs together.
-    """
-
-    def __init__(self, weights: Sequence[float]):
-        self.shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        for source, share in enumerate(self.shares):  # of what the sources before have left over
-            before = math.floor(index * share + 0.5)
-            if math.floor((index + 1) * share + 0.5) > before:
-                return source, before
-            index -= before
-        raise AssertionError("the last share is 1")
-
-
-def _local_batch(batch_size: int, num_hosts: int) -> int:
-    if batch_size % num_hosts:
-        raise ValueError(
-            f"batch_size ({batch_size}) must divide by the number of hosts ({num_hosts})."
-        )
-    return batch_size // num_hosts
 
 
 def eval_batches(
@@ -330,18 +354,12 @@ def eval_batches(
     batches of one shape. Rows of all hosts, in order of host within each batch, are the records in
     order of position.
     """
-    local = _local_batch(batch_size, num_hosts)
-    chunk = _chunk_size(local)
-    num_batches = math.ceil(len(source.positions) / batch_size)
-    rows = np.arange(num_batches * batch_size).reshape(num_batches, num_hosts, local)[:, host]
-    valid = rows < len(source.positions)
-    load = _Load([source.dataset], config, tokenizer, None)
-    padding = load.map(_Ref(0, 0, int(source.positions[0])))
-    refs = grain.MapDataset.source(source.positions[rows[valid]]).map_with_index(_ToRef(0))
-    loaded = refs.map(load).batch(chunk)
-    options = _read_options(config.num_threads, 1, local // chunk)
-    with contextlib.closing(iter(loaded.to_iter_dataset(options))) as chunks:
-        for valid_rows in valid:
-            batch = {key: np.repeat(value[None], local, 0) for key, value in padding.items()}
-            num_chunks = math.ceil(valid_rows.sum() / chunk)
-            yield _fill(batch, itertools.islice(chunks, num_chunks)) | {"valid": valid_rows}
+    samples = _EvalSamples(source)
+    load = _Load([source], config, tokenizer, None)
+    chunks = _Chunks(samples, load, batch_size=batch_size, host=host, num_hosts=num_hosts)
+    padding = load([samples[0]])
+    with contextlib.closing(chunks.read(config.num_threads)) as iterator:
+        for start in range(chunks.first, chunks.first + len(samples), batch_size):
+            batch = {key: np.repeat(row, chunks.local, 0) for key, row in padding.items()}
+            _fill(batch, itertools.islice(iterator, chunks.per_batch))
+            yield batch | {"valid": np.arange(start, start + chunks.local) < len(samples)}

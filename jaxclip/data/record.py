@@ -3,13 +3,13 @@
 A DATASET is a directory:
 
     records-00000.array_record ...   one record a figure or panel, image bytes and all texts
-    metadata.parquet                 one row a record, in order of position, with every quality signal
+    metadata.parquet                 one row a record, by position, with every quality signal
     dropped.jsonl                    one line an item that did not become a record, with the reason
     tokenizer.json                   optional: a vocabulary trained on the train split
     manifest.json                    counts, hashes, schema version; written last
 
-A directory without manifest.json is not a dataset: a killed writer leaves finished shards, which the
-same command reuses, and nothing that opens. A record's position is its index over all shards in order.
+A directory without manifest.json is not a dataset: a killed writer leaves finished shards, which
+the same command reuses, and nothing that opens. A record's position is its index over all shards.
 """
 
 import collections
@@ -30,6 +30,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 SCHEMA_VERSION = 1
+METADATA = "metadata.parquet"
 SPLITS = ("train", "validation", "test")
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
 
@@ -126,7 +127,9 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
     row |= {"image_sha256": record.image_sha256}
     row |= {f"{field}_chars": len(text) for field, text in record.texts().items()}
     if clash := (row.keys() | {"position"}) & example.signals.keys():
-        raise ValueError(f"signals {sorted(clash)} are names of the record's own columns. Rename them.")
+        raise ValueError(
+            f"signals {sorted(clash)} are names of the record's own columns. Rename them."
+        )
     return row | example.signals
 
 
@@ -145,7 +148,7 @@ def _shard_name(index: int) -> str:
 def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example | Drop]) -> dict:
     """Writes shard `index` of a dataset in the making; returns its counts.
 
-    The shard is done when its .json exists, which is written last; a shard that is done is left as it is.
+    The shard is done when its .json exists, which is written last; a done shard is left as it is.
     """
     directory = epath.Path(directory)
     name = _shard_name(index)
@@ -154,7 +157,9 @@ def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example |
         return json.loads(done.read_text())
     rows, drops, digest = [], [], hashlib.sha256()
     temporary = directory / f"{name}.array_record.tmp"
-    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1,uncompressed")
+    writer = array_record_module.ArrayRecordWriter(
+        os.fspath(temporary), "group_size:1,uncompressed"
+    )
     for item in items:
         if isinstance(item, Drop):
             drops.append(dataclasses.asdict(item))
@@ -180,7 +185,9 @@ def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example |
     return info
 
 
-def finish_dataset(directory: epath.PathLike, num_shards: int, made_by: Mapping[str, Any]) -> "Dataset":
+def finish_dataset(
+    directory: epath.PathLike, num_shards: int, made_by: Mapping[str, Any]
+) -> "Dataset":
     """Joins the finished shards 0..num_shards-1 into a dataset; the manifest is its last act.
 
     Args:
@@ -193,11 +200,15 @@ def finish_dataset(directory: epath.PathLike, num_shards: int, made_by: Mapping[
     infos = [json.loads((directory / f"{name}.json").read_text()) for name in names]
     drops = [drop for info in infos for drop in info.pop("dropped")]
     reasons = dict(collections.Counter(drop["reason"] for drop in drops).most_common())
+    lines = "".join(json.dumps(drop) + "\n" for drop in drops)
+    write_atomically(directory / "dropped.jsonl", lines)
     filled = [(name, info) for name, info in zip(names, infos, strict=True) if info["records"]]
     if not filled:
-        raise ValueError(f"No record was written to {directory}: dropped {reasons or 'nothing'}.")
+        raise ValueError(
+            f"No record was written to {directory}: dropped {reasons or 'nothing'}; one by one in "
+            "dropped.jsonl there."
+        )
     splits = _join_metadata(directory, [name for name, _ in filled])
-    write_atomically(directory / "dropped.jsonl", "".join(json.dumps(drop) + "\n" for drop in drops))
     records = sum(info["records"] for info in infos)
     manifest = {
         "format": "jaxclip-dataset",
@@ -210,6 +221,7 @@ def finish_dataset(directory: epath.PathLike, num_shards: int, made_by: Mapping[
             "splits": {split: splits[split] for split in SPLITS},
         },
         "made_by": dict(made_by),
+        "metadata": _file_info(directory / METADATA) | {"records": records},
         "shards": [info for _, info in filled],
     }
     write_atomically(directory / "manifest.json", json.dumps(manifest, indent=1))
@@ -227,7 +239,7 @@ def _join_metadata(directory: epath.Path, names: Sequence[str]) -> collections.C
     schemas = [pq.read_schema(file) for file in files]
     schema = pa.unify_schemas(schemas, promote_options="permissive")
     splits, position = collections.Counter(), 0
-    temporary = directory / "metadata.parquet.tmp"
+    temporary = directory / f"{METADATA}.tmp"
     with pq.ParquetWriter(temporary, schema.insert(0, pa.field("position", pa.int64()))) as writer:
         for file in files:
             table = pa.concat_tables(
@@ -237,8 +249,16 @@ def _join_metadata(directory: epath.Path, names: Sequence[str]) -> collections.C
             writer.write_table(table.add_column(0, "position", positions))
             splits.update(table["split"].to_pylist())
             position += len(table)
-    temporary.replace(directory / "metadata.parquet")
+    temporary.replace(directory / METADATA)
     return splits
+
+
+def _file_info(file: epath.Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 24):
+            digest.update(block)
+    return {"file": file.name, "bytes": file.stat().length, "sha256": digest.hexdigest()}
 
 
 def _content_hash(shards: Sequence[Mapping[str, Any]]) -> str:
@@ -258,7 +278,7 @@ class Dataset:
     def __init__(self, path: epath.PathLike):
         self.path = epath.Path(path)
         self.manifest = self._read_manifest()
-        self._check_shards()
+        self._check_sizes()
         self._shards = [os.fspath(self.path / shard["file"]) for shard in self.manifest["shards"]]
         self._source = grain.sources.ArrayRecordDataSource(self._shards)
 
@@ -267,8 +287,8 @@ class Dataset:
         if not file.exists():
             started = self.path.exists() and any(self.path.glob("records-*"))
             raise FileNotFoundError(
-                f"{self.path} is a dataset that was not finished (no manifest.json). Run the command "
-                "that was writing it again: it goes on where it stopped."
+                f"{self.path} is a dataset that was not finished (no manifest.json). Run the "
+                "command that was writing it again: it goes on where it stopped."
                 if started
                 else f"{self.path} is not a dataset (no manifest.json). Make one with "
                 "`python -m data_pipelines.table` or `python -m data_pipelines.synthetic`."
@@ -283,14 +303,14 @@ class Dataset:
             )
         return manifest
 
-    def _check_shards(self) -> None:
-        for shard in self.manifest["shards"]:
-            file = self.path / shard["file"]
+    def _check_sizes(self) -> None:
+        for part in (self.manifest["metadata"], *self.manifest["shards"]):
+            file = self.path / part["file"]
             size = file.stat().length if file.exists() else None
-            if size != shard["bytes"]:
+            if size != part["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise ValueError(
-                    f"{file} {found}; the manifest says {shard['bytes']} bytes. The copy of the "
+                    f"{file} {found}; the manifest says {part['bytes']} bytes. The copy of the "
                     "dataset is damaged: copy it again, or rebuild it."
                 )
 
@@ -314,7 +334,7 @@ class Dataset:
 
     def columns(self, names: Sequence[str] | None) -> pa.Table:
         """Some columns of metadata.parquet. Raises ValueError naming a column that is not there."""
-        file = os.fspath(self.path / "metadata.parquet")
+        file = os.fspath(self.path / METADATA)
         have = pq.read_schema(file).names
         if missing := [name for name in names or () if name not in have]:
             raise ValueError(f"{file} has no column {missing}. It has: {', '.join(have)}.")
@@ -333,6 +353,8 @@ class Dataset:
 
     def verify(self) -> None:
         """Reads everything and compares with the manifest's hashes. Raises ValueError."""
+        if _file_info(self.path / METADATA)["sha256"] != self.manifest["metadata"]["sha256"]:
+            raise ValueError(f"{self.path / METADATA} does not have the content of the manifest.")
         position = 0
         for shard in self.manifest["shards"]:
             digest = hashlib.sha256()
@@ -340,4 +362,6 @@ class Dataset:
                 digest.update(self._source[position])
                 position += 1
             if digest.hexdigest() != shard["sha256"]:
-                raise ValueError(f"{self.path / shard['file']} does not have the content of the manifest.")
+                raise ValueError(
+                    f"{self.path / shard['file']} does not have the content of the manifest."
+                )

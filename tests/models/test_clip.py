@@ -27,7 +27,7 @@ INPUTS = clip.Inputs(
     image_size=12, mean=(0.5, 0.4, 0.3), std=(0.3, 0.25, 0.2), vocab_size=20, context_length=7,
     pad_id=0, eos_id=1,
 )  # fmt: skip
-# 1: end of text, 0: padding; of 7 different lengths and one that fills the context
+# 1: end of text, 0: padding; the last one fills the context
 TOKENS = np.array([[2, 3, 4, 1, 0, 0, 0], [9, 19, 1, 0, 0, 0, 0], [5, 6, 7, 8, 9, 10, 1]])
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
 
@@ -42,6 +42,10 @@ def tiny(activation="gelu", epsilon=1e-5, width=8, **fields):
 
 def clip_b16() -> ClipConfig:
     return ClipConfig(image=vit("B", 16))
+
+
+def clip_text(width, depth) -> TextConfig:
+    return TextConfig(transformer=TransformerConfig(width=width, depth=depth))
 
 
 def siglip(size="B", patch_size=16, text=(768, 12, 12), mlp_width=0) -> ClipConfig:
@@ -188,7 +192,7 @@ def test_embeddings_equal_big_vision(name):
 def test_bfloat16_is_what_the_products_run_in_and_nothing_else():
     config = copy.deepcopy(VARIANTS["openai"])
     config.dtype = "bfloat16"
-    params = clip.init(config, INPUTS, jax.random.key(0))
+    params = jax.jit(lambda: clip.init(config, INPUTS, jax.random.key(0)))()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     batch = {"image": IMAGES, "tokens": TOKENS}
     apply = jax.jit(functools.partial(clip.apply, config, INPUTS))
@@ -244,7 +248,7 @@ def test_parameter_counts_of_published_models():
 
 @pytest.mark.parametrize(
     ("size", "patch_size", "millions"),
-    # timm's vit_*_patch*_224 without the head for classes; So400m as SigLIP's, with MAP head
+    # timm's vit_*_patch*_224 without the head for classes
     [("Ti", 16, 5.5), ("S", 16, 21.7), ("B", 16, 85.8), ("L", 16, 303.3), ("H", 14, 630.8)],
 )
 def test_parameter_counts_of_sizes(size, patch_size, millions):
@@ -264,6 +268,8 @@ def test_parameter_count_of_so400m():
     [  # GFLOP, forward; OpenCLIP's docs/model_profile.csv has the CLIP ones
         (ClipConfig(image=vit("B", 32)), 224, 77, 8.82, 5.96),
         (clip_b16(), 224, 77, 35.13, 5.96),
+        (ClipConfig(image=vit("L", 14), text=clip_text(768, 12)), 224, 77, 162.0, 13.3),
+        (ClipConfig(image=vit("H", 14), text=clip_text(1024, 24)), 224, 77, 334.6, 47.1),
         (siglip(), 224, 64, 35.42, 11.02),
         (siglip(), 256, 64, 46.82, 11.02),
         (siglip("L", 16, (1024, 24, 16)), 256, 64, 162.6, 39.1),

@@ -391,7 +391,7 @@ def test_ready_made_split_that_divides_an_article_is_reported(tmp_path, folder, 
         ({"split": (0.9, 0.2, 0.1)}, "must be three shares that sum to 1"),
         ({"split": (0.9, 0.1)}, "must be three shares that sum to 1"),
         ({"quality": 101}, r"quality \(101\) must be at most 100"),
-        ({"records_per_shard": 0}, r"records_per_shard \(0\) must be at least 1"),
+        ({"records_per_shard": -1}, r"records_per_shard \(-1\) must be 0 or more"),
         ({"images": "nowhere"}, "must be a folder or a zip file"),
     ],
 )

@@ -237,6 +237,11 @@ def encode(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+def prepare(data: bytes, **options) -> tuple[bytes, int, int]:
+    image = prepare_image(data, **options)
+    return image.data, image.width, image.height
+
+
 def gradient(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     channels = (255 * y / height, 255 * x / width, 128 + 0 * x)
@@ -250,34 +255,40 @@ def test_short_side_is_reduced_and_the_aspect_kept():
         (400, 64, (32, 200)),
         (320, 33, (32, 310)),  # 320 x 32 / 33
     ):
-        data, *size = prepare_image(encode(gradient(height, width)), short_side=32)
+        data, *size = prepare(encode(gradient(height, width)), short_side=32)
         assert tuple(size) == expected
         assert decode_image(data).shape == (size[1], size[0], 3)
 
 
 def test_reduced_image_shows_the_same():
     big = gradient(500, 400)  # a JPEG so much larger is decoded at a fraction of its size
-    data, width, height = prepare_image(encode(big, "JPEG", quality=95), short_side=20)
+    data, width, height = prepare(encode(big, "JPEG", quality=95), short_side=20)
     error = np.abs(decode_image(data).astype(int) - gradient(height, width))
     # a pixel of the small image spans 255/20 = 13 levels; the samples sit at its middle, half of it
     assert error.mean() < 7
 
 
+def test_original_size_is_recorded():
+    for format in ("PNG", "JPEG"):
+        image = prepare_image(encode(gradient(500, 401), format), short_side=20)
+        assert (image.original_width, image.original_height) == (401, 500)
+
+
 def test_small_jpeg_keeps_its_bytes():
     data = encode(gradient(20, 30), "JPEG")
-    assert prepare_image(data, short_side=32) == (data, 30, 20)
+    assert prepare(data, short_side=32) == (data, 30, 20)
 
 
 def test_small_png_becomes_a_jpeg_and_is_not_enlarged():
-    data, width, height = prepare_image(encode(gradient(20, 30)), short_side=32)
+    data, width, height = prepare(encode(gradient(20, 30)), short_side=32)
     assert (width, height) == (30, 20) and data[:2] == b"\xff\xd8"
 
 
 def test_keep_original():
     png, jpeg = encode(gradient(60, 90)), encode(gradient(60, 90), "JPEG")
-    assert prepare_image(png, short_side=32, keep_original=True) == (png, 90, 60)
-    assert prepare_image(jpeg, short_side=32, keep_original=True) == (jpeg, 90, 60)
-    bmp, width, height = prepare_image(encode(gradient(60, 90), "BMP"), keep_original=True)
+    assert prepare(png, short_side=32, keep_original=True) == (png, 90, 60)
+    assert prepare(jpeg, short_side=32, keep_original=True) == (jpeg, 90, 60)
+    bmp, width, height = prepare(encode(gradient(60, 90), "BMP"), keep_original=True)
     assert (width, height) == (90, 60) and bmp[:4] == b"\x89PNG"
     assert np.array_equal(decode_image(bmp), gradient(60, 90))
 
@@ -286,24 +297,24 @@ def test_colour_of_thin_lines_survives():
     """Red on blue, a pixel each: 4:2:0 would leave one purple."""
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, ::2, 0], pixels[:, 1::2, 2] = 200, 200
-    decoded = decode_image(prepare_image(encode(pixels))[0]).astype(int)
+    decoded = decode_image(prepare(encode(pixels))[0]).astype(int)
     assert (decoded[:, ::2, 0] - decoded[:, 1::2, 0]).mean() > 180
 
 
 def test_grey_image_is_stored_grey():
     grey = np.repeat(gradient(32, 32)[..., :1], 3, axis=-1)
-    data = prepare_image(encode(grey))[0]
+    data = prepare(encode(grey))[0]
     assert Image.open(io.BytesIO(data)).mode == "L"
     assert np.abs(decode_image(data).astype(int) - grey).max() <= 4  # quality 92
 
 
 def test_image_that_is_too_small_is_refused():
     with pytest.raises(ImageError) as error:
-        prepare_image(encode(gradient(15, 900)))
+        prepare(encode(gradient(15, 900)))
     assert error.value.reason == "too small" and "900 x 15" in error.value.detail
 
 
 def test_jpeg_too_long_for_libjpeg_is_refused():
     with pytest.raises(ImageError) as error:
-        prepare_image(encode(np.zeros((16, 65_501, 3), np.uint8)))
+        prepare(encode(np.zeros((16, 65_501, 3), np.uint8)))
     assert error.value.reason == "too long"

@@ -1,0 +1,53 @@
+"""A command line from dataclasses: a flag of every field, errors in one line."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from jaxclip import command
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an options class: what run() makes a flag of."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class WriteOptions:
+    """How a dataset is written, whatever it is made of; the arguments of write.build_dataset."""
+
+    out: str = option("", "folder of the dataset")
+    workers: int = option(0, "processes; 0: one per core")
+    tokenizer_vocab: int = option(8192, "size of the vocabulary trained on the captions; 0: none")
+    overwrite: bool = option(False, "replace the dataset at --out")
+
+
+def run(build: Callable[..., Any], *option_classes: type) -> None:
+    """Makes a flag of every field of the classes, then calls build(*options).
+
+    Flags are defined here, not on import: a second program that imports this one has its own.
+    """
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
+    define |= {float: flags.DEFINE_float}
+    for field in (f for options in option_classes for f in dataclasses.fields(options)):
+        if isinstance(field.default, tuple):
+            default = [str(value) for value in field.default]
+            flags.DEFINE_list(field.name, default, field.metadata["help"])
+        else:
+            define[type(field.default)](field.name, field.default, field.metadata["help"])
+        # --help lists the flags of the program, and takes this file for another one
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
+
+    def main(_) -> None:
+        values = flags.FLAGS
+        build(
+            *(
+                options(**{f.name: getattr(values, f.name) for f in dataclasses.fields(options)})
+                for options in option_classes
+            )
+        )
+
+    command.run(main)

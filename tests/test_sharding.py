@@ -1,0 +1,149 @@
+"""Which device holds what, by the rule table, on meshes of eight devices."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxclip.models import clip
+from jaxclip.models.clip import ClipConfig
+from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.text import siglip_text
+from jaxclip.models.vit import ViTConfig, vit
+from jaxclip.optimizer import OptimizerConfig, make_optimizer, param_paths
+from jaxclip.sharding import ShardingConfig, check_batch, make_mesh, tree_sharding
+
+INPUTS = clip.Inputs(
+    image_size=224, mean=(0,), std=(1,), vocab_size=49_408, context_length=77, pad_id=0, eos_id=1
+)
+
+
+def mesh_of(data, fsdp, tensor):
+    return make_mesh(
+        ShardingConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
+    )
+
+
+def shapes_of(config, inputs=INPUTS):
+    return jax.eval_shape(lambda: clip.init(config, inputs, jax.random.key(0)))
+
+
+def specs(tree, mesh):
+    """{path: its spec, without what is whole at the end}."""
+    paths = jax.tree.leaves(param_paths(tree))
+    leaves = jax.tree.leaves(tree_sharding(tree, mesh))
+    found = {path: list(leaf.spec) for path, leaf in zip(paths, leaves, strict=True)}
+    for spec in found.values():
+        while spec and spec[-1] is None:
+            spec.pop()
+    return {path: P(*spec) for path, spec in found.items()}
+
+
+@pytest.fixture(scope="module")
+def siglip_b16():
+    return shapes_of(
+        ClipConfig(
+            image=vit("B", 16, family="siglip"), text=siglip_text(768, 12, 12), embed_dim=768,
+            image_projection=False, projection_bias=True,
+        )
+    )  # fmt: skip
+
+
+def test_every_kernel_is_split_as_intended(siglip_b16):
+    found = specs(siglip_b16, mesh_of(2, 2, 2))
+    column, row = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")  # the blocks are stacked
+    block = {
+        **{f"attention/{name}/kernel": column for name in ("query", "key", "value")},
+        **{f"attention/{name}/bias": P(None, "tensor") for name in ("query", "key", "value")},
+        "attention/out/kernel": row,
+        "mlp/up/kernel": column,
+        "mlp/up/bias": P(None, "tensor"),
+        "mlp/down/kernel": row,
+    }
+    expected = {
+        "image/patch_embedding/kernel": P(None, "fsdp"),
+        "text/token_embedding/embedding": P(None, "fsdp"),
+        "text/projection/kernel": P(None, "fsdp"),
+    }
+    for name, spec in block.items():
+        expected[f"image/transformer/blocks/{name}"] = spec
+        expected[f"text/transformer/blocks/{name}"] = spec
+        expected[f"image/map_head/{name}"] = P(*spec[1:])
+    assert {path: spec for path, spec in found.items() if spec != P()} == expected
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+def test_optimizer_state_lies_where_its_parameter_does(siglip_b16, name):
+    mesh, config = mesh_of(2, 2, 2), OptimizerConfig(name=name)
+    optimizer = make_optimizer(config, lambda step: 1e-3, siglip_b16)
+    state = jax.eval_shape(optimizer.init, siglip_b16)
+    params, shapes = specs(siglip_b16, mesh), _by_path(siglip_b16)
+    state_shapes, of_parameters = _by_path(state), 0
+    for path, spec in specs(state, mesh).items():
+        owner = next((p for p in params if path.endswith("/" + p)), None)
+        if owner and state_shapes[path].shape == shapes[owner].shape:
+            assert spec == params[owner], path
+            of_parameters += 1
+        else:  # counts, and what Adafactor keeps of rows and columns: small
+            assert spec == P(), path
+            assert state_shapes[path].size < 1e6, path
+    assert of_parameters >= len(params)
+
+
+def _by_path(tree):
+    return dict(zip(jax.tree.leaves(param_paths(tree)), jax.tree.leaves(tree), strict=True))
+
+
+def test_fsdp_leaves_no_big_parameter_whole(siglip_b16):
+    mesh = mesh_of(1, 8, 1)
+    for params in (siglip_b16, shapes_of(ClipConfig(image=vit("B", 16)))):
+        sharding, per_device = tree_sharding(params, mesh), 0
+        for path, leaf in _by_path(params).items():
+            part = math.prod(_by_path(sharding)[path].shard_shape(leaf.shape))
+            per_device += part
+            assert part == leaf.size / 8 or leaf.size < 200_000, path
+        total = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert per_device < 1.02 * total / 8
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    narrow = TransformerConfig(width=12, depth=2, num_heads=2, mlp_width=20)
+    config = ClipConfig(image=ViTConfig(patch_size=112, transformer=narrow), embed_dim=10)
+    found = specs(shapes_of(config), mesh_of(1, 4, 2))
+    blocks = "image/transformer/blocks"
+    assert found[f"{blocks}/mlp/up/kernel"] == P(None, "fsdp", "tensor")  # 12 / 4, 20 / 2
+    assert found["image/projection/kernel"] == P()  # 10 columns on 4
+    found = specs(shapes_of(config), mesh_of(1, 1, 8))
+    assert found[f"{blocks}/mlp/up/kernel"] == P(None, "fsdp")  # 20 columns on 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": 3, "fsdp": 2}, r"data \(3\) x .*fsdp \(2\) x .*tensor \(1\) = 6, but there are 8 "
+         r"devices. Set sharding.data=-1"),
+        ({"fsdp": 3}, r"sharding.fsdp \(3\) x sharding.tensor \(1\) = 3 must divide the number of "
+         r"devices \(8\)"),
+        ({"fsdp": 16}, r"16 must divide the number of devices \(8\)"),
+        ({"data": -1, "fsdp": -1}, "at most one of them -1"),
+        ({"tensor": 0}, "must be at least 1"),
+    ],
+)  # fmt: skip
+def test_mesh_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(ShardingConfig(**fields), jax.devices()[:8])
+
+
+def test_one_axis_takes_what_is_left():
+    for axis in ("data", "fsdp", "tensor"):
+        config = dataclasses.replace(ShardingConfig(data=1), **{axis: -1})
+        assert dict(make_mesh(config, jax.devices()[:8]).shape)[axis] == 8
+    assert dict(make_mesh(ShardingConfig(fsdp=4), jax.devices()[:8]).shape)["data"] == 2
+
+
+def test_batch_must_divide():
+    check_batch(16, mesh_of(2, 2, 2))
+    with pytest.raises(ValueError, match=r"batch_size \(6\) must divide by .*fsdp \(4\)"):
+        check_batch(6, mesh_of(2, 2, 2))

@@ -1,0 +1,234 @@
+"""The train step: the same on every mesh, frozen where told, and able to learn.
+
+Shape letters: B pairs, T context length, S image size.
+"""
+
+import copy
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxclip.config import TrainConfig
+from jaxclip.models import clip
+from jaxclip.models.clip import ClipConfig
+from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.text import TextConfig
+from jaxclip.models.vit import ViTConfig
+from jaxclip.optimizer import make_optimizer
+from jaxclip.sharding import ShardingConfig, batch_sharding, make_mesh, put_batch, tree_sharding
+from jaxclip.train_step import init_state, make_train_step
+
+B, T, S = 16, 5, 8
+INPUTS = clip.Inputs(
+    image_size=S, mean=(0.5,) * 3, std=(0.25,) * 3, vocab_size=24, context_length=T, pad_id=0,
+    eos_id=1,
+)  # fmt: skip
+MESHES = [(2, 1, 1), (4, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1)]
+EMA_DECAY = 0.5
+# what the compiler spends on speed is lost on programs that run for milliseconds
+COMPILER = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def make_config(dropout=0.0, **optimizer) -> TrainConfig:
+    transformer = TransformerConfig(width=8, depth=2, num_heads=2, mlp_width=16, dropout=dropout)
+    config = TrainConfig(batch_size=B)
+    config.model = ClipConfig(
+        image=ViTConfig(patch_size=2, transformer=transformer, patch_dropout=dropout),
+        text=TextConfig(transformer=transformer),
+        embed_dim=8,
+        dtype="float32",
+    )
+    for field, value in optimizer.items():
+        setattr(config.optimizer, field, value)
+    return config
+
+
+def batch(rows=B, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, 24, (rows, T)).astype(np.int32)
+    tokens[:, -1] = 1
+    return {"image": rng.integers(0, 256, (rows, S, S, 3)).astype(np.uint8), "tokens": tokens}
+
+
+def compile_step(config, sizes=(1, 1, 1), learning_rate=0.01, rows=B):
+    """(compiled step, fresh state, mesh)."""
+    mesh = make_mesh(
+        ShardingConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]),
+        jax.devices()[: int(np.prod(sizes))],
+    )
+    step, state = jitted_step(config, mesh, learning_rate)
+    shapes = jax.eval_shape(lambda: batch(rows))
+    return step.lower(state, shapes).compile(COMPILER), state, mesh
+
+
+def jitted_step(config, mesh, learning_rate=0.01):
+    """(jitted step as train.py has it, fresh state)."""
+    params = jax.eval_shape(lambda: clip.init(config.model, INPUTS, jax.random.key(0)))
+    schedule = functools.partial(jnp.full_like, fill_value=learning_rate, dtype=jnp.float32)
+    optimizer = make_optimizer(config.optimizer, schedule, params)
+    sharding = tree_sharding(
+        jax.eval_shape(lambda: init_state(config, INPUTS, optimizer)), mesh
+    )
+    step = jax.jit(
+        make_train_step(config, INPUTS, optimizer, schedule, mesh),
+        in_shardings=(sharding, batch_sharding(mesh)),
+        out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+    state = jax.jit(lambda: init_state(config, INPUTS, optimizer), out_shardings=sharding)()
+    return step, state
+
+
+def run(compiled, state, mesh, steps=5):
+    """What each step reports, and the parameters before, between and after them."""
+    metrics, params = [], [jax.device_get(state.params)]
+    for i in range(steps):
+        state, scalars = compiled(state, put_batch(batch(seed=i), mesh))
+        metrics.append(jax.device_get(scalars))
+        params.append(jax.device_get(state.params))
+    return metrics, params, state
+
+
+# A larger eps, so that Adam does not blow rounding up where a gradient is almost 0.
+RANDOM = make_config(dropout=0.3, eps=1e-3, ema_decay=EMA_DECAY)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return compile_step(RANDOM)
+
+
+@pytest.fixture(scope="module")
+def history(one_device):
+    compiled, state, mesh = one_device
+    return run(compiled, copied(state), mesh)
+
+
+def copied(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_every_mesh_trains_the_same_model(sizes, history):
+    compiled, state, mesh = compile_step(RANDOM, sizes)
+    metrics, params, _ = run(compiled, state, mesh)
+    for name in ("loss", "grad_norm", "logit_scale", "learning_rate"):
+        np.testing.assert_allclose(
+            [m[name] for m in metrics], [m[name] for m in history[0]], rtol=2e-5, err_msg=name
+        )
+    # five updates of 0.01; sums in another order
+    for found, expected in zip(jax.tree.leaves(params[-1]), jax.tree.leaves(history[1][-1]), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    if sizes[1] > 1:
+        check_that_parameters_travel_rather_than_activations(compiled.as_text(), rows=B)
+
+
+def check_that_parameters_travel_rather_than_activations(program, rows):
+    """No collective has the whole batch's activations [B, T, D] among its results."""
+    collectives = re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all)\(", program)
+    assert any(re.search(r"f32\[8,16\]", shapes) for shapes in collectives)  # an MLP's kernel
+    assert not any(re.search(rf"\[{rows},\d+,\d+\]", shapes) for shapes in collectives)
+
+
+def test_dropout_is_drawn_from_seed_and_step_alone(one_device, history):
+    compiled, state, mesh = one_device
+    on_mesh = put_batch(batch(), mesh)
+    again = float(compiled(copied(state), on_mesh)[1]["loss"])
+    assert again == history[0][0]["loss"]
+    later, _ = compiled(copied(state).replace(step=jnp.int32(7)), on_mesh)[1]["loss"], None
+    assert abs(float(later) - again) > 1e-4
+
+
+def test_step_is_counted_and_the_state_donated(one_device, history):
+    compiled, state, mesh = one_device
+    given = copied(state)
+    new, _ = compiled(given, put_batch(batch(), mesh))
+    assert int(new.step) == 1 and int(history[2].step) == 5
+    # nothing is held twice: parameters, both moments and the average
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.params, given.opt_state)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.ema_params))
+    assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype("float32")}
+
+
+def test_average_of_the_parameters(history):
+    _, params, state = history
+    average = params[0]
+    for step in range(5):
+        # a warm-up: 1/10, 2/11, 3/12, ... until it reaches the decay
+        d = min(EMA_DECAY, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * p, average, params[step + 1])
+    for found, expected in zip(jax.tree.leaves(state.ema_params), jax.tree.leaves(average), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_frozen_tower_stays_bitwise_and_costs_no_backward_pass(one_device):
+    config = copy.deepcopy(RANDOM)
+    config.optimizer.freeze = ("image/.*",)
+    config.optimizer.weight_decay = 0.5  # must not decay either
+    compiled, state, mesh = compile_step(config)
+    _, params, state = run(compiled, state, mesh, steps=2)
+    jax.tree.map(np.testing.assert_array_equal, params[-1]["image"], params[0]["image"])
+    for before, after in zip(
+        jax.tree.leaves(params[0]["text"]), jax.tree.leaves(params[-1]["text"]), strict=True
+    ):
+        assert not np.array_equal(before, after)
+    # State of both moments for the text alone.
+    of_moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sum(x.size for x in of_moments) == 2 * sum(
+        x.size for tower in ("text", "logit_scale", "logit_bias")
+        for x in jax.tree.leaves(params[0][tower]) if x.ndim
+    )  # fmt: skip
+
+    # In the compiled program the image tower has no product left but those of its forward pass.
+    def products(program, where):
+        return len(re.findall(rf'(?:dot|fusion)\(.*op_name="[^"]*{where}[^"]*dot_general', program))
+
+    full, frozen = one_device[0].as_text(), compiled.as_text()
+    assert products(full, r"transpose\(jvp\(ViT\)\)") > 5
+    assert products(frozen, r"transpose\(jvp\(ViT\)\)") == 0
+    assert products(frozen, r"transpose\(jvp\(TextTower\)\)") > 5
+    flops = [c.cost_analysis()["flops"] for c in (one_device[0], compiled)]
+    assert flops[1] < 0.8 * flops[0]
+
+
+@pytest.mark.parametrize(("loss", "bias"), [("softmax", 0.0), ("sigmoid", -10.0)])
+def test_learns_one_batch_by_heart(loss, bias):
+    config = make_config(weight_decay=0.0)
+    config.loss.name, config.model.init_logit_bias = loss, bias
+    config.loss.max_logit_scale = 20.0
+    compiled, state, mesh = compile_step(config, learning_rate=0.01, rows=8)
+    first, on_mesh = None, put_batch(batch(rows=8), mesh)
+    for _ in range(150):
+        state, metrics = compiled(state, on_mesh)
+        first = metrics if first is None else first
+    if loss == "softmax":  # untrained: close to chance, log(8) = 2.08
+        assert 1.5 < first["loss"] < 6
+    assert metrics["loss"] < 0.02
+    # the temperature is learned, from 0.07, and clipped
+    assert first["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-6)
+    if loss == "softmax":
+        assert metrics["logit_scale"] == pytest.approx(20, rel=1e-6)
+        assert state.params["logit_bias"] == 0
+    else:
+        assert metrics["logit_bias"] != bias
+
+
+def test_products_of_a_bfloat16_step():
+    config = make_config()
+    config.model.dtype = "bfloat16"
+    step, state = jitted_step(config, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    products = re.findall(
+        r"dot_general.*: \((tensor<\S+>), (tensor<\S+>)\) -> (tensor<\S+>)",
+        step.lower(state, batch()).as_text(),
+    )
+    in_float32 = [p for p in products if not (p[0].endswith("bf16>") and p[1].endswith("bf16>"))]
+    # The logits and their two gradients, all float32; and in each tower the gradients of query and
+    # key, for which jax keeps the gradient of the scores in float32.
+    logits = [p for p in in_float32 if f"tensor<{B}x{B}xf32>" in p]
+    assert len(logits) == 3 and all(x.endswith("xf32>") for p in logits for x in p)
+    assert len(in_float32) == 3 + 4
