@@ -23,15 +23,14 @@ class LossConfig:
             raise ValueError(f"{name}.name ({self.name!r}) must be one of {tuple(LOSSES)}.")
         if self.max_logit_scale < 0:
             raise ValueError(
-                f"{name}.max_logit_scale ({self.max_logit_scale}) must be positive, or 0 for no limit."
+                f"{name}.max_logit_scale ({self.max_logit_scale}) must be positive, or 0 for "
+                "no limit."
             )
 
 
 def _similarity(image_BE, text_BE):
     # float32 on every backend: near 100, bfloat16 steps by 0.5
-    return jnp.matmul(
-        image_BE, text_BE.T, precision="highest", preferred_element_type=jnp.float32
-    )
+    return jnp.matmul(image_BE, text_BE.T, precision="highest", preferred_element_type=jnp.float32)
 
 
 def _is_matched(logits_BB):

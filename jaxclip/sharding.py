@@ -48,7 +48,8 @@ def make_mesh(config: ShardingConfig, devices: list[jax.Device] | None = None) -
     given = [size for size in sizes if size != -1]
     if len(given) < len(sizes) - 1 or any(size < 1 for size in given):
         raise ValueError(
-            f"sharding.data, .fsdp, .tensor ({sizes}) must be at least 1, and at most one of them -1."
+            f"sharding.data, .fsdp, .tensor ({sizes}) must be at least 1, and at most one of "
+            "them -1."
         )
     named = [f"sharding.{axis} ({n})" for axis, n in zip(AXES, sizes, strict=True) if n != -1]
     product = f"{' x '.join(named)} = {math.prod(given)}"
@@ -121,8 +122,9 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
         )
     if mesh.shape["tensor"] > jax.local_device_count():
         raise ValueError(
-            f"sharding.tensor ({mesh.shape['tensor']}) must not exceed the {jax.local_device_count()} "
-            "devices of one process: each process reads its own rows of the batch."
+            f"sharding.tensor ({mesh.shape['tensor']}) must not exceed the "
+            f"{jax.local_device_count()} devices of one process: each process reads its own rows "
+            "of the batch."
         )
 
 
@@ -147,25 +149,32 @@ def gather_to_hosts(rows: np.ndarray) -> np.ndarray:
 def initialize_distributed() -> str:
     """Joins the other processes of this job, if it has any; says how it knew.
 
-    Looks, in this order, at COORDINATOR_ADDRESS (with NUM_PROCESSES and PROCESS_ID), at a SLURM step
-    of several tasks, and at a TPU slice of several hosts. On a single machine it does nothing. To be
-    called before any other use of jax.
+    Looks, in this order, at COORDINATOR_ADDRESS (with NUM_PROCESSES and PROCESS_ID), at a SLURM
+    step of several tasks, and at a TPU slice of several hosts. On a single machine it does nothing.
+    To be called before any other use of jax.
     """
     env = os.environ
     if address := env.get("COORDINATOR_ADDRESS"):
         missing = [name for name in ("NUM_PROCESSES", "PROCESS_ID") if name not in env]
         if missing:
             raise ValueError(
-                f"COORDINATOR_ADDRESS ({address}) is set, so {' and '.join(missing)} must be set too."
+                f"COORDINATOR_ADDRESS ({address}) is set, so {' and '.join(missing)} must be set "
+                "too."
             )
         if env.get("JAX_PLATFORMS") == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, int(env["NUM_PROCESSES"]), int(env["PROCESS_ID"]))
         how = f"coordinator {address}"
-    elif "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1))) > 1:
+    elif (
+        "SLURM_PROCID" in env
+        and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1))) > 1
+    ):
         jax.distributed.initialize()
         how = f"SLURM job {env.get('SLURM_JOB_ID')}"
-    elif len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in env:
+    elif (
+        len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    ):
         jax.distributed.initialize()
         how = "TPU slice"
     else:

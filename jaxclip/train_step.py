@@ -48,7 +48,8 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
     A batch is {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T]}. The metrics are scalars of
-    this step, before its update: loss (nats a pair), grad_norm, learning_rate, logit_scale, logit_bias.
+    this step, before its update: loss (nats a pair), grad_norm, learning_rate, logit_scale and
+    logit_bias.
 
     Args:
       mesh: keeps the activations split over its data x fsdp; without it, GSPMD splits as it likes.

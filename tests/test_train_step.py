@@ -4,8 +4,10 @@ Shape letters: B pairs, T context length, S image size.
 """
 
 import copy
+import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import make_optimizer
 from jaxclip.sharding import ShardingConfig, batch_sharding, make_mesh, put_batch, tree_sharding
-from jaxclip.train_step import init_state, make_train_step
+from jaxclip.train_step import TrainState, init_state, make_train_step
 
 B, T, S = 16, 5, 8
 INPUTS = clip.Inputs(
@@ -55,40 +57,71 @@ def batch(rows=B, seed=0):
     return {"image": rng.integers(0, 256, (rows, S, S, 3)).astype(np.uint8), "tokens": tokens}
 
 
-def compile_step(config, sizes=(1, 1, 1), learning_rate=0.01, rows=B):
-    """(compiled step, fresh state, mesh)."""
+@dataclasses.dataclass
+class Step:
+    """A train step, jitted as train.py does it, and the state that every run begins with."""
+
+    jitted: Any
+    state: TrainState  # in NumPy
+    sharding: Any
+    mesh: jax.sharding.Mesh
+    rows: int
+
+    @functools.cached_property
+    def compiled(self):
+        shapes = jax.eval_shape(lambda: batch(self.rows))
+        return self.jitted.lower(self.state, shapes).compile(COMPILER)
+
+    def fresh(self) -> TrainState:
+        return jax.device_put(self.state, self.sharding)
+
+    def __call__(self, state, rows):
+        return self.compiled(state, put_batch(rows, self.mesh))
+
+
+def learning_rate(step):
+    return jnp.full_like(step, 0.01, dtype=jnp.float32)
+
+
+@functools.cache
+def initial_params():
+    optimizer = make_optimizer(RANDOM.optimizer, learning_rate, shapes(RANDOM))
+    init = jax.jit(lambda: init_state(RANDOM, INPUTS, optimizer))
+    return jax.device_get(init.lower().compile(COMPILER)().params)
+
+
+def shapes(config):
+    return jax.eval_shape(lambda: clip.init(config.model, INPUTS, jax.random.key(0)))
+
+
+def make_step(config, sizes=(1, 1, 1), rows=B) -> Step:
+    data, fsdp, tensor = sizes
     mesh = make_mesh(
-        ShardingConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]),
-        jax.devices()[: int(np.prod(sizes))],
+        ShardingConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
     )
-    step, state = jitted_step(config, mesh, learning_rate)
-    shapes = jax.eval_shape(lambda: batch(rows))
-    return step.lower(state, shapes).compile(COMPILER), state, mesh
-
-
-def jitted_step(config, mesh, learning_rate=0.01):
-    """(jitted step as train.py has it, fresh state)."""
-    params = jax.eval_shape(lambda: clip.init(config.model, INPUTS, jax.random.key(0)))
-    schedule = functools.partial(jnp.full_like, fill_value=learning_rate, dtype=jnp.float32)
-    optimizer = make_optimizer(config.optimizer, schedule, params)
-    sharding = tree_sharding(
-        jax.eval_shape(lambda: init_state(config, INPUTS, optimizer)), mesh
+    params = initial_params() | {"logit_bias": np.float32(config.model.init_logit_bias)}
+    optimizer = make_optimizer(config.optimizer, learning_rate, params)
+    state = TrainState(
+        step=np.int32(0),
+        params=params,
+        opt_state=jax.device_get(optimizer.init(params)),
+        ema_params=params if config.optimizer.ema_decay else None,
     )
-    step = jax.jit(
-        make_train_step(config, INPUTS, optimizer, schedule, mesh),
+    sharding = tree_sharding(state, mesh)
+    jitted = jax.jit(
+        make_train_step(config, INPUTS, optimizer, learning_rate, mesh),
         in_shardings=(sharding, batch_sharding(mesh)),
         out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
-    state = jax.jit(lambda: init_state(config, INPUTS, optimizer), out_shardings=sharding)()
-    return step, state
+    return Step(jitted, state, sharding, mesh, rows)
 
 
-def run(compiled, state, mesh, steps=5):
-    """What each step reports, and the parameters before, between and after them."""
-    metrics, params = [], [jax.device_get(state.params)]
+def run(step: Step, steps=5):
+    """What each step reports, the parameters before, between and after them, the last state."""
+    state, metrics, params = step.fresh(), [], [step.state.params]
     for i in range(steps):
-        state, scalars = compiled(state, put_batch(batch(seed=i), mesh))
+        state, scalars = step(state, batch(seed=i))
         metrics.append(jax.device_get(scalars))
         params.append(jax.device_get(state.params))
     return metrics, params, state
@@ -100,54 +133,50 @@ RANDOM = make_config(dropout=0.3, eps=1e-3, ema_decay=EMA_DECAY)
 
 @pytest.fixture(scope="module")
 def one_device():
-    return compile_step(RANDOM)
+    return make_step(RANDOM)
 
 
 @pytest.fixture(scope="module")
 def history(one_device):
-    compiled, state, mesh = one_device
-    return run(compiled, copied(state), mesh)
-
-
-def copied(state):
-    return jax.tree.map(jnp.copy, state)
+    return run(one_device)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_every_mesh_trains_the_same_model(sizes, history):
-    compiled, state, mesh = compile_step(RANDOM, sizes)
-    metrics, params, _ = run(compiled, state, mesh)
+    step = make_step(RANDOM, sizes)
+    metrics, params, _ = run(step)
     for name in ("loss", "grad_norm", "logit_scale", "learning_rate"):
         np.testing.assert_allclose(
             [m[name] for m in metrics], [m[name] for m in history[0]], rtol=2e-5, err_msg=name
         )
     # five updates of 0.01; sums in another order
-    for found, expected in zip(jax.tree.leaves(params[-1]), jax.tree.leaves(history[1][-1]), strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert_trees_close(params[-1], history[1][-1], atol=2e-5)
     if sizes[1] > 1:
-        check_that_parameters_travel_rather_than_activations(compiled.as_text(), rows=B)
+        check_that_parameters_travel_rather_than_activations(step.compiled.as_text())
 
 
-def check_that_parameters_travel_rather_than_activations(program, rows):
+def assert_trees_close(found, expected, atol):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+def check_that_parameters_travel_rather_than_activations(program):
     """No collective has the whole batch's activations [B, T, D] among its results."""
     collectives = re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all)\(", program)
     assert any(re.search(r"f32\[8,16\]", shapes) for shapes in collectives)  # an MLP's kernel
-    assert not any(re.search(rf"\[{rows},\d+,\d+\]", shapes) for shapes in collectives)
+    assert not any(re.search(rf"\[{B},\d+,\d+\]", shapes) for shapes in collectives)
 
 
 def test_dropout_is_drawn_from_seed_and_step_alone(one_device, history):
-    compiled, state, mesh = one_device
-    on_mesh = put_batch(batch(), mesh)
-    again = float(compiled(copied(state), on_mesh)[1]["loss"])
+    again = one_device(one_device.fresh(), batch())[1]["loss"]
     assert again == history[0][0]["loss"]
-    later, _ = compiled(copied(state).replace(step=jnp.int32(7)), on_mesh)[1]["loss"], None
-    assert abs(float(later) - again) > 1e-4
+    later = one_device(one_device.fresh().replace(step=jnp.int32(7)), batch())[1]["loss"]
+    assert abs(float(later - again)) > 1e-4
 
 
 def test_step_is_counted_and_the_state_donated(one_device, history):
-    compiled, state, mesh = one_device
-    given = copied(state)
-    new, _ = compiled(given, put_batch(batch(), mesh))
+    given = one_device.fresh()
+    new, _ = one_device(given, batch())
     assert int(new.step) == 1 and int(history[2].step) == 5
     # nothing is held twice: parameters, both moments and the average
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.params, given.opt_state)))
@@ -162,16 +191,15 @@ def test_average_of_the_parameters(history):
         # a warm-up: 1/10, 2/11, 3/12, ... until it reaches the decay
         d = min(EMA_DECAY, (1 + step) / (10 + step))
         average = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * p, average, params[step + 1])
-    for found, expected in zip(jax.tree.leaves(state.ema_params), jax.tree.leaves(average), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert_trees_close(state.ema_params, average, atol=1e-6)
 
 
 def test_frozen_tower_stays_bitwise_and_costs_no_backward_pass(one_device):
     config = copy.deepcopy(RANDOM)
     config.optimizer.freeze = ("image/.*",)
     config.optimizer.weight_decay = 0.5  # must not decay either
-    compiled, state, mesh = compile_step(config)
-    _, params, state = run(compiled, state, mesh, steps=2)
+    step = make_step(config)
+    _, params, state = run(step, steps=2)
     jax.tree.map(np.testing.assert_array_equal, params[-1]["image"], params[0]["image"])
     for before, after in zip(
         jax.tree.leaves(params[0]["text"]), jax.tree.leaves(params[-1]["text"]), strict=True
@@ -188,11 +216,11 @@ def test_frozen_tower_stays_bitwise_and_costs_no_backward_pass(one_device):
     def products(program, where):
         return len(re.findall(rf'(?:dot|fusion)\(.*op_name="[^"]*{where}[^"]*dot_general', program))
 
-    full, frozen = one_device[0].as_text(), compiled.as_text()
+    full, frozen = one_device.compiled.as_text(), step.compiled.as_text()
     assert products(full, r"transpose\(jvp\(ViT\)\)") > 5
     assert products(frozen, r"transpose\(jvp\(ViT\)\)") == 0
     assert products(frozen, r"transpose\(jvp\(TextTower\)\)") > 5
-    flops = [c.cost_analysis()["flops"] for c in (one_device[0], compiled)]
+    flops = [s.compiled.cost_analysis()["flops"] for s in (one_device, step)]
     assert flops[1] < 0.8 * flops[0]
 
 
@@ -201,11 +229,10 @@ def test_learns_one_batch_by_heart(loss, bias):
     config = make_config(weight_decay=0.0)
     config.loss.name, config.model.init_logit_bias = loss, bias
     config.loss.max_logit_scale = 20.0
-    compiled, state, mesh = compile_step(config, learning_rate=0.01, rows=8)
-    first, on_mesh = None, put_batch(batch(rows=8), mesh)
+    step = make_step(config, rows=8)
+    state, first = step(step.fresh(), batch(rows=8))
     for _ in range(150):
-        state, metrics = compiled(state, on_mesh)
-        first = metrics if first is None else first
+        state, metrics = step(state, batch(rows=8))
     if loss == "softmax":  # untrained: close to chance, log(8) = 2.08
         assert 1.5 < first["loss"] < 6
     assert metrics["loss"] < 0.02
@@ -221,10 +248,10 @@ def test_learns_one_batch_by_heart(loss, bias):
 def test_products_of_a_bfloat16_step():
     config = make_config()
     config.model.dtype = "bfloat16"
-    step, state = jitted_step(config, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    step = make_step(config)
     products = re.findall(
         r"dot_general.*: \((tensor<\S+>), (tensor<\S+>)\) -> (tensor<\S+>)",
-        step.lower(state, batch()).as_text(),
+        step.jitted.lower(step.state, batch()).as_text(),
     )
     in_float32 = [p for p in products if not (p[0].endswith("bf16>") and p[1].endswith("bf16>"))]
     # The logits and their two gradients, all float32; and in each tower the gradients of query and

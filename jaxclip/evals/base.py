@@ -54,7 +54,11 @@ def make_embed(model: clip.ClipConfig, inputs: clip.Inputs, mesh: Mesh) -> Calla
 def embed_split(
     embed: Callable[..., Any], params: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> Embeddings:
-    """Runs `embed` over data.pipeline.eval_batches. Raises FloatingPointError for NaN or infinity."""
+    """Runs `embed` over data.pipeline.eval_batches.
+
+    Raises:
+      FloatingPointError: an embedding is not finite.
+    """
     rows = []
     for batch in batches:
         # as pairs of int32: jax would cut int64

@@ -21,7 +21,8 @@ def retrieval(embeddings: Embeddings) -> dict[str, float]:
 
     Returns:
       image_to_text/ and text_to_image/ recall@1, @5, @10 in [0, 1]; median_rank, from 1;
-      chance_recall@k, of a random order with the same right answers; and the counts images, captions.
+      chance_recall@k, of a random order with the same right answers; and the counts images and
+      captions.
     """
     images, image_of_N = np.unique(embeddings.image_id_N, return_inverse=True)
     captions, caption_of_N = np.unique(embeddings.caption_id_N, return_inverse=True)

@@ -80,8 +80,8 @@ def zero_shot(
     label_N = labels[embeddings.record_N]
     if unknown := sorted(set(label_N.tolist()) - set(classes), key=str):
         raise ValueError(
-            f"column {prompts['label_column']!r} has the labels {unknown}, which the prompt file does "
-            f"not. Its classes: {', '.join(classes)}."
+            f"column {prompts['label_column']!r} has the labels {unknown}, which the prompt file "
+            f"does not have. Its classes: {', '.join(classes)}."
         )
     class_CE = class_embeddings(prompts, encode_texts)
     score_NC = embeddings.image_NE @ class_CE.T

@@ -45,8 +45,8 @@ class ClipConfig:
             raise ValueError(f"{name}.embed_dim ({self.embed_dim}) must be at least 1.")
         if not self.image_projection and self.image.transformer.width != self.embed_dim:
             raise ValueError(
-                f"{name}.image_projection is off, so {name}.embed_dim ({self.embed_dim}) must equal "
-                f"{name}.image.transformer.width ({self.image.transformer.width})."
+                f"{name}.image_projection is off, so {name}.embed_dim ({self.embed_dim}) must "
+                f"equal {name}.image.transformer.width ({self.image.transformer.width})."
             )
         if self.init_temperature <= 0:
             raise ValueError(f"{name}.init_temperature ({self.init_temperature}) must be positive.")
@@ -54,8 +54,8 @@ class ClipConfig:
             attention = getattr(self, tower).transformer.attention
             if attention == "cudnn" and self.dtype != "bfloat16":
                 raise ValueError(
-                    f"{name}.{tower}.transformer.attention ('cudnn') needs {name}.dtype 'bfloat16', "
-                    f"not {self.dtype!r}."
+                    f"{name}.{tower}.transformer.attention ('cudnn') needs {name}.dtype "
+                    f"'bfloat16', not {self.dtype!r}."
                 )
 
 
@@ -91,10 +91,12 @@ def init(config: ClipConfig, inputs: Inputs, key: jax.Array) -> Params:
 
     logit_scale is a natural logarithm; both are scalars.
     """
-    pixels = jnp.zeros((1, inputs.image_size, inputs.image_size, 3))
-    tokens = jnp.zeros((1, inputs.context_length), jnp.int32)
+    examples = {
+        "image": jnp.zeros((1, inputs.image_size, inputs.image_size, 3)),
+        "text": jnp.zeros((1, inputs.context_length), jnp.int32),
+    }
     params: Params = {}
-    for tower, module, example in zip(("image", "text"), _towers(config, inputs), (pixels, tokens)):
+    for (tower, example), module in zip(examples.items(), _towers(config, inputs), strict=True):
         key, tower_key, projection_key = jax.random.split(key, 3)
         features, variables = module.init_with_output(tower_key, example, deterministic=True)
         params[tower] = variables["params"]
@@ -151,7 +153,8 @@ def apply(
 def flops_per_pair(config: ClipConfig, inputs: Inputs) -> dict[str, float]:
     """Matrix-product FLOPs (2 a multiply-add) of one pair's forward pass, a tower.
 
-    Counted from the shapes: XLA's cost analysis counts a scanned block once. Training costs 3 x this.
+    Counted from the shapes: XLA's cost analysis counts a scanned block once. Training costs 3 x
+    this.
     """
 
     def blocks(t, length):

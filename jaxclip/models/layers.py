@@ -87,7 +87,9 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
         variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-        return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(
+            self.dtype
+        )
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""Transformer text tower: as CLIP (Radford et al. 2021, arXiv:2103.00020, section 2.4) or as SigLIP.
+"""Transformer text tower: as CLIP (Radford et al. 2021, arXiv:2103.00020, sec. 2.4) or as SigLIP.
 
 Shape letters: B batch, T context length, D width, V vocabulary.
 """
@@ -32,8 +32,8 @@ class TextConfig:
             raise ValueError(f"{name}.pool ({self.pool!r}) must be one of {POOLS}.")
         if self.is_causal and self.pool == "first":
             raise ValueError(
-                f"{name}.pool ('first') with {name}.is_causal pools a token that sees nothing else. "
-                "Use pool='eot', or is_causal=False."
+                f"{name}.pool ('first') with {name}.is_causal pools a token that sees nothing "
+                "else. Use pool='eot', or is_causal=False."
             )
 
 

@@ -122,7 +122,7 @@ def patchify(pixels_BSS3, patch_size: int):
 
 
 def drop_patches(x_BTD, rate: float, key):
-    """Keeps round((1 - rate) * T) patches of each image, at least one, in order, uniformly drawn."""
+    """Keeps round((1 - rate) * T) patches of each image, at least 1, in order, uniformly drawn."""
     B, T, _ = x_BTD.shape
     kept = max(1, round((1 - rate) * T))
     order_BT = jnp.argsort(jax.random.uniform(key, (B, T)), axis=1)

@@ -90,7 +90,9 @@ def test_ranks_equal_counting_in_float64(chunk, monkeypatch):
     assert ranks(query_QE, target_ME, right_QR).tolist() == expected
 
 
-@pytest.mark.parametrize(("num_targets", "num_right", "k"), list(itertools.product((1, 4, 6), (1, 2, 4), (1, 3, 5))))  # fmt: skip
+@pytest.mark.parametrize("num_targets", [1, 4, 6])
+@pytest.mark.parametrize("num_right", [1, 2, 4])
+@pytest.mark.parametrize("k", [1, 3, 5])
 def test_chance_recall_equals_enumeration(num_targets, num_right, k):
     num_right = min(num_right, num_targets)
     first_k = list(itertools.combinations(range(num_targets), min(k, num_targets)))

@@ -24,7 +24,10 @@ def loss_and_gradients(config):
         rngs = {"dropout": jax.random.key(1)}
         return jnp.sin(module.apply(params, x_BTD, deterministic=False, rngs=rngs)).sum()
 
-    return jax.jit(jax.value_and_grad(loss)), random_params(params)
+    function = jax.jit(
+        jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0}
+    )
+    return function, random_params(params)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,7 @@ def plain():
     return function(params), function.lower(params).as_text().count("dot_general")
 
 
-@pytest.mark.parametrize(
-    ("scan", "remat"), [(False, "none"), (True, "dots"), (True, "full"), (False, "full")]
-)
+@pytest.mark.parametrize(("scan", "remat"), [(False, "none"), (True, "dots"), (False, "full")])
 def test_scan_and_remat_change_no_value_and_no_gradient(plain, scan, remat):
     # Dropout is on: recomputing with another mask, or the same mask in each layer, would show.
     function, params = loss_and_gradients(dataclasses.replace(CONFIG, scan=scan, remat=remat))
