@@ -31,5 +31,5 @@ def tiny_clip(*, image_size: int, patch_size: int, context_length: int) -> Train
 
 
 def tiny_transformer() -> TransformerConfig:
-    # unrolled: faster on a CPU, and four layers compile in seconds
-    return TransformerConfig(width=128, depth=4, num_heads=4, scan=False)
+    # unrolled, and without erf or tanh: faster on a CPU
+    return TransformerConfig(width=128, depth=4, num_heads=4, activation="quick_gelu", scan=False)

@@ -1,6 +1,6 @@
-"""Does everything work here? A tiny CLIP on drawn figures whose captions say what is on them.
+r"""Does everything work here? A tiny CLIP on drawn figures whose captions say what is on them.
 
-What `make quickstart` runs, about 4 minutes on 2 CPU cores; recall@1 is many times chance.
+What `make quickstart` runs, about 3 minutes on 2 CPU cores; recall@1 is many times chance.
 
   python -m data_pipelines.synthetic --out=DATASET --size=8000
   python -m jaxclip.train --config=configs/synthetic_tiny.py --config.data.path=DATASET \
@@ -14,5 +14,5 @@ from jaxclip.optimizer import Duration
 
 def get_config() -> TrainConfig:
     config = tiny_clip(image_size=64, patch_size=8, context_length=48)
-    config.duration = Duration(amount=40_000, unit="samples")
+    config.duration = Duration(amount=24_000, unit="samples")
     return config

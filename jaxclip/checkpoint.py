@@ -40,12 +40,12 @@ class Checkpoints:
     """The checkpoints of one run. A context manager: leaving it waits for a save under way."""
 
     def __init__(self, workdir: epath.PathLike, config: CheckpointConfig):
-        keep = [policies.LatestN(config.keep_last)]
+        keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
         self._checkpointer = ocp.training.Checkpointer(
             directory(workdir),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            preservation_policy=policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 

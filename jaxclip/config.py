@@ -87,7 +87,7 @@ def check_types(config: Any, name: str = "") -> None:
     """Raises ValueError if a field of a dataclass, at any depth, is not of its declared type."""
     for field, expected in typing.get_type_hints(type(config)).items():
         value, path = getattr(config, field), f"{name}{field}"
-        if dataclasses.is_dataclass(expected):
+        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
             if not isinstance(value, expected):
                 raise ValueError(f"{path} ({value!r}) must be a {expected.__name__}.")
             check_types(value, f"{path}.")
@@ -124,7 +124,7 @@ def from_dict(values: dict[str, Any], cls: type = TrainConfig) -> Any:
         raise ValueError(f"{cls.__name__} has no field {unknown}. It has: {', '.join(types)}.")
 
     def convert(expected, value):
-        if dataclasses.is_dataclass(expected):
+        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
             return from_dict(value, expected)
         if typing.get_origin(expected) is tuple:
             inner = typing.get_args(expected)[0]

@@ -87,9 +87,8 @@ class MetricWriter:
 
     def __init__(self, workdir: epath.PathLike, config: LogConfig, *, step: int, run_config: dict):
         self.workdir = epath.Path(workdir)
-        self._active = jax.process_index() == 0
         self._jsonl = self._tensorboard = self._wandb = None
-        if not self._active:
+        if jax.process_index() != 0:
             return
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         file = self.workdir / "metrics.jsonl"
@@ -106,7 +105,7 @@ class MetricWriter:
             self._wandb = _start_wandb(self.workdir, config.wandb_project, run_config)
 
     def write(self, step: int, scalars: Mapping[str, float | int]) -> None:
-        if not self._active:
+        if self._jsonl is None:
             return
         self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
         self._jsonl.flush()
@@ -129,7 +128,7 @@ class MetricWriter:
 
 def _start_wandb(workdir: epath.Path, project: str, run_config: dict):
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             f"log.wandb_project ({project!r}) needs the wandb package. "

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class ShardingConfig:
     tensor: int = 1  # each matrix product is spread over so many devices
 
 
-def make_mesh(config: ShardingConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ShardingConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Raises ValueError if the axes do not multiply to the number of devices."""
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]

@@ -95,7 +95,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
     state_shape = jax.eval_shape(lambda: init_state(config, inputs, optimizer))
     state_sharding = tree_sharding(state_shape, mesh)
     train_step = jax.jit(
-        make_train_step(config, inputs, optimizer, schedule),
+        make_train_step(config, inputs, optimizer, schedule, mesh),
         in_shardings=(state_sharding, batch_sharding(mesh)),
         out_shardings=(state_sharding, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,

@@ -70,7 +70,7 @@ def make_train_step(
         with use_mesh(mesh):
             loss, grads = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         if config.loss.max_logit_scale:
             limit = jnp.log(config.loss.max_logit_scale)
             params["logit_scale"] = jnp.minimum(params["logit_scale"], limit)

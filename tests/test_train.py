@@ -81,7 +81,15 @@ def test_a_run_tells_what_it_does_and_leaves_what_it_promises(undisturbed):
     workdir, out = undisturbed
     assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
     assert sorted(scores(workdir)) == [8, 16, 24]
-    for said in ("training pairs", "parameters", "samples seen", "pairs/s", "MFU", "ETA", "data wait"):
+    for said in (
+        "training pairs",
+        "parameters",
+        "samples seen",
+        "pairs/s",
+        "MFU",
+        "ETA",
+        "data wait",
+    ):
         assert said in out, said
     summary = (workdir / "summary.md").read_text()
     assert summary in out and "recall@1" in summary and "chance" in summary
@@ -166,7 +174,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_dataset, tmp_path):
     config.optimizer.peak_lr = 1e30
     config.optimizer.grad_clip_norm = 0.0
     config.checkpoint.every = 1
-    with pytest.raises(FloatingPointError, match=r"of step (\d+) is not finite.*Last good check") as e:
+    with pytest.raises(
+        FloatingPointError, match=r"of step (\d+) is not finite.*Last good check"
+    ) as e:
         train(config, tmp_path)
     (file,) = tmp_path.glob("not_finite_step_*.json")
     named = json.loads(file.read_text())
@@ -181,14 +191,19 @@ def test_a_workdir_of_another_run_is_refused(undisturbed, tiny_dataset):
     config.data.path = (str(tiny_dataset),)
     config.optimizer.peak_lr = 0.5
     config.model.embed_dim = 4
-    with pytest.raises(ValueError, match=r"model.embed_dim: 8 -> 4; optimizer.peak_lr: 0.001 -> 0.5"):
+    with pytest.raises(
+        ValueError, match=r"model.embed_dim: 8 -> 4; optimizer.peak_lr: 0.001 -> 0.5"
+    ):
         train(config, undisturbed[0])
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["--config.optimizer.peak_learning=1"], "config.optimizer.peak_learning does not exist. Near: "),
+        (
+            ["--config.optimizer.peak_learning=1"],
+            "config.optimizer.peak_learning does not exist. Near: ",
+        ),
         (["--config.batch_size=many"], "batch_size ('many') must be of type int."),
         (["--config.model.image.patch_size=5"], "data.image.size (16) must divide by"),
         (["--config.data.path=nowhere"], "nowhere is not a dataset (no manifest.json). Make one"),

@@ -91,7 +91,8 @@ def decode_image(data: bytes, *, reduction: int = 1) -> np.ndarray:
     with _only_image_errors(data):
         if not _is_jpeg(data):
             return _decode_with_pillow(data)
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        *size, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = map(int, size)
         _check_pixels(height, width)
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return _decode_with_pillow(data)
@@ -104,7 +105,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of what decode_image returns, from the header alone. Raises ImageError."""
     with _only_image_errors(data):
         if _is_jpeg(data):
-            return simplejpeg.decode_jpeg_header(data)[:2]
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            return int(height), int(width)
         with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             return image.height, image.width
 

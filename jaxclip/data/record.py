@@ -26,7 +26,9 @@ import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from etils import epath
 
 SCHEMA_VERSION = 1
@@ -59,7 +61,9 @@ class Record:
     def pack(self) -> bytes:
         """The bytes of one ArrayRecord entry: msgpack of [schema version, fields]."""
         self.image_sha256 = hashlib.sha256(self.image).hexdigest()
-        return msgpack.packb([SCHEMA_VERSION, dataclasses.asdict(self)])
+        packed = msgpack.packb([SCHEMA_VERSION, dataclasses.asdict(self)])
+        assert packed is not None
+        return packed
 
     @classmethod
     def unpack(cls, data: bytes) -> "Record":

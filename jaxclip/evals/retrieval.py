@@ -64,10 +64,10 @@ def ranks(query_QE: np.ndarray, target_ME: np.ndarray, right_QR: np.ndarray) -> 
     everything to one point has recall 0, not 1.
     """
     rank_Q = []
-    target_ME = jnp.asarray(target_ME)
+    on_device_ME = jnp.asarray(target_ME)
     for start in range(0, len(query_QE), CHUNK):
         rows = slice(start, start + CHUNK)
-        rank_Q.append(np.asarray(_ranks(query_QE[rows], target_ME, right_QR[rows])))
+        rank_Q.append(np.asarray(_ranks(query_QE[rows], on_device_ME, right_QR[rows])))
     return np.concatenate(rank_Q)
 
 

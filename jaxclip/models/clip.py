@@ -126,7 +126,7 @@ def encode_text(
 def _encode(config, tower, module, params, x, dropout_key):
     """Features of a tower, projected to the common space; in training a dropout key is given."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    features_BD = module.apply(
+    features_BD: Any = module.apply(
         {"params": params[tower]}, x, deterministic=dropout_key is None, rngs=rngs
     )
     if projection := _projection(config, tower):

@@ -112,13 +112,13 @@ class Attention(nn.Module):
             x = dense(D, name, self.dtype)(inputs)
             return x.reshape(*x.shape[:2], N, D // N)
 
-        out_BTNH = jax.nn.dot_product_attention(
+        out_BTNH = jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
             heads("query", x_BTD),
             heads("key", y_BSD),
             heads("value", y_BSD),
             mask=mask,
             is_causal=is_causal,
-            implementation=self.config.attention,
+            implementation=self.config.attention,  # pyright: ignore[reportArgumentType]
         )
         return dense(D, "out", self.dtype)(out_BTNH.reshape(*x_BTD.shape))
 
@@ -171,7 +171,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=c.depth,
             unroll=1 if c.scan else c.depth,
         )(c, self.dtype, self.is_causal, deterministic, name="blocks")

@@ -1,0 +1,127 @@
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxclip.config import (
+    TrainConfig,
+    differences,
+    field_type,
+    flatten,
+    from_dict,
+    load_config,
+    near_fields,
+    to_dict,
+)
+from tests import tiny_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "common"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_valid_and_says_what_it_asks(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    with pytest.raises(ValueError, match="data.path is empty. Set it"):
+        config.validate()  # the one thing a config cannot know
+    config.data.path = ("somewhere",)
+    config.validate()
+    assert module.__doc__.splitlines()[0].endswith("?") or "?" in module.__doc__.splitlines()[0]
+    assert f"--config=configs/{name}.py" in module.__doc__
+
+
+def test_a_config_survives_json():
+    config = tiny_config.get_config()
+    config.data.path = ("a", "b")
+    config.optimizer.lr_multipliers = (("image/.*", 0.1),)
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config and isinstance(again.optimizer.lr_multipliers[0], tuple)
+
+
+def test_fields_of_another_version_are_named():
+    values = to_dict(TrainConfig())
+    values["model"]["colour"] = 1
+    with pytest.raises(ValueError, match=r"ClipConfig has no field \['colour'\]"):
+        from_dict(values)
+
+
+def test_only_what_changes_the_result_is_a_difference():
+    old, new = TrainConfig(), TrainConfig()
+    new.log.every, new.sharding.fsdp, new.data.num_threads, new.checkpoint.every = 7, 2, 3, 5
+    new.data.path = ("moved",)  # its content is compared by hash
+    assert differences(to_dict(old), to_dict(new)) == []
+    new.seed, new.optimizer.warmup.amount = 1, 2.0
+    assert differences(to_dict(old), to_dict(new)) == ["optimizer.warmup.amount: 5.0 -> 2.0",
+                                                       "seed: 0 -> 1"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("batch_size", 1, "batch_size (1) must be at least 2"),
+        ("batch_size", 8.0, "batch_size (8.0) must be of type int."),
+        ("seed", True, "seed (True) must be of type int."),
+        ("seed", -1, "seed (-1) must be 0 or more."),
+        ("duration.unit", "percent", "must be more than 0 steps, samples or epochs"),
+        ("duration.unit", "weeks", "duration.unit ('weeks') must be one of"),
+        ("data.weights", (0.5,), "must have one number for each of the 2 datasets"),
+        ("data.weights", (0.5, 0.0), "must be positive. Leave a dataset out"),
+        ("data.image.crop_scale", (0.5,), "data.image.crop_scale ((0.5,)) must be of type tuple"),
+        ("data.image.crop_scale", (0.9, 0.5), "must be 0 < low <= high <= 1"),
+        ("data.text.fields", ("title",), "title"),
+        ("model.dtype", "float16", "model.dtype ('float16') must be one of"),
+        ("model.embed_dim", 0, "model.embed_dim (0) must be at least 1"),
+        (
+            "model.image.transformer.num_heads",
+            3,
+            "must divide by model.image.transformer.num_heads",
+        ),
+        ("model.text.pool", "max", "model.text.pool ('max') must be one of"),
+        ("model.image.transformer.attention", "cudnn", "needs model.dtype 'bfloat16'"),
+        ("loss.name", "triplet", "loss.name ('triplet') must be one of"),
+        ("optimizer.peak_lr", 0.0, "optimizer.peak_lr (0.0) must be > 0"),
+        ("optimizer.freeze", ("(",), "must be a regular expression"),
+        ("checkpoint.keep_every", 6, "must be 0 or a multiple of checkpoint.every (4)"),
+        ("log.every", 0, "log.every (0) must be at least 1"),
+    ],
+)
+def test_a_wrong_field_is_named_with_value_and_rule(path, value, said):
+    config = tiny_config.get_config()
+    config.data.path = ("a", "b")
+    *parents, name = path.split(".")
+    owner = config
+    for parent in parents:
+        owner = getattr(owner, parent)
+    setattr(owner, name, value)
+    with pytest.raises(ValueError) as error:
+        config.validate()
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_eval_of_an_average_needs_one():
+    config = tiny_config.get_config()
+    config.data.path = ("a",)
+    config.eval.ema, config.optimizer.ema_decay = True, 0.0
+    with pytest.raises(ValueError, match="eval.ema needs an average: set optimizer.ema_decay"):
+        config.validate()
+
+
+def test_fields_by_path():
+    assert field_type("optimizer.warmup.amount") == "float"
+    assert field_type("data.path") == "tuple[str, ...]"
+    assert field_type("optimizer.warmth") is None and field_type("seed.x") is None
+    assert "optimizer.peak_lr" in near_fields("optimizer.peak_learning")
+
+
+def test_every_field_has_a_plain_type_that_a_flag_can_set():
+    for path, value in flatten(to_dict(TrainConfig())).items():
+        kind = field_type(path)
+        assert kind in ("int", "float", "bool", "str") or kind.startswith("tuple["), path
+        assert isinstance(value, tuple) == kind.startswith("tuple["), path
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run of jaxclip.train"):
+        load_config(tmp_path)
