@@ -50,6 +50,7 @@ class TrainConfig:
     duration: Duration = dataclasses.field(
         default_factory=lambda: Duration(amount=10, unit="epochs")
     )  # of the run; in samples for a budget that does not depend on the dataset
+    init: str = ""  # a run whose newest parameters to start from; "" = at random
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)

@@ -38,8 +38,8 @@ from jaxclip.sharding import (
     put_batch,
     tree_sharding,
 )
-from jaxclip.train_step import init_state, make_train_step
-from jaxclip.workdir import claim_workdir, describe, open_tokenizer, summarize
+from jaxclip.train_step import init_state, make_train_step, start_from
+from jaxclip.workdir import claim_workdir, describe, open_tokenizer, params_of_run, summarize
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file with get_config() -> TrainConfig."
@@ -124,6 +124,10 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 lambda: init_state(config, inputs, optimizer), out_shardings=state_sharding
             )
             state = init()
+            if config.init:
+                params = params_of_run(config.init, params_shape, tokenizer)
+                state = jax.device_put(start_from(state, params), state_sharding)
+                say(f"Parameters from {config.init}")
 
         def report(step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
             """Reads a step's metrics off the device, which waits for it, and writes them."""

@@ -38,6 +38,12 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params), ema_params)
 
 
+def start_from(state: TrainState, params: clip.Params) -> TrainState:
+    """A fresh state with other parameters, from which the average starts, too."""
+    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return TrainState(state.step, params, state.opt_state, ema_params)
+
+
 def make_train_step(
     config: TrainConfig,
     inputs: clip.Inputs,

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests import tiny_config
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
+CACHE = tempfile.TemporaryDirectory()
 
 
 def start(dataset, workdir, *overrides, program="jaxclip.train", devices=1, **env):
@@ -30,7 +32,14 @@ def start(dataset, workdir, *overrides, program="jaxclip.train", devices=1, **en
         [*command, f"--workdir={workdir}", *overrides],
         cwd=ROOT,
         env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            # a program that another process has compiled is not compiled again
+            "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -220,3 +229,21 @@ def test_a_mistake_is_told_in_one_line(overrides, said, tiny_dataset, tmp_path):
     assert len(lines) == 1, err
     assert lines[0].startswith("Error: ") and said in lines[0]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_starts_from_another_at_a_larger_image(undisturbed, tiny_dataset, tmp_path):
+    config = tiny_config.get_config()
+    config.data.path = (str(tiny_dataset),)
+    config.init = str(undisturbed[0])
+    config.data.image.size = 32  # 16 patches instead of 4: the position embeddings are resized
+    config.duration.amount = 1
+    config.optimizer.warmup.amount = 0.0
+    assert train(config, tmp_path / "larger")
+    # it goes on about where the other run ended, far below the loss of a fresh one
+    first, last = losses(undisturbed[0])[1], losses(undisturbed[0])[STEPS]
+    assert losses(tmp_path / "larger")[1] < (first + last) / 2
+    config.model.embed_dim = 4
+    with pytest.raises(
+        ValueError, match=r"image/projection/kernel has shape \(16, 8\) there and \(16, 4"
+    ):
+        train(config, tmp_path / "narrower")
