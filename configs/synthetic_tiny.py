@@ -13,6 +13,6 @@ from jaxclip.optimizer import Duration
 
 
 def get_config() -> TrainConfig:
-    config = tiny_clip(image_size=64, patch_size=8, context_length=48)
-    config.duration = Duration(amount=24_000, unit="samples")
+    config = tiny_clip(image_size=64, patch_size=16, context_length=24)
+    config.duration = Duration(amount=32_000, unit="samples")
     return config

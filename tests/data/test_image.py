@@ -289,6 +289,13 @@ def test_reduced_crop_is_at_the_place_of_the_full_one(interpolation):
     assert abs(blue @ (np.arange(100) + 0.5) / blue.sum() - 155 / 3) < 0.2
 
 
+def test_crop_of_a_format_without_reduction():
+    # Large enough for a quarter, which only a JPEG has.
+    pixels = texture(300, 400)
+    expected = resize(pixels[:, 50:350], 32, 32, "bicubic")
+    assert np.array_equal(eval_image(encode(pixels, "PNG"), ImageConfig(size=32)), expected)
+
+
 # --- Resizing ------------------------------------------------------------------------------------
 
 # Measured on texture(): the least over the sizes below, less 1.5 dB. OpenCV's cubic alone, without
@@ -364,8 +371,9 @@ def test_bicubic_is_near_torchvisions_crop(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_squash_is_the_whole_image(size):
-    data = encode(texture(*size), "PNG")
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
+def test_squash_is_the_whole_image(size, fmt):
+    data = encode(texture(*size), fmt)
     expected = Image.open(io.BytesIO(data)).resize((96, 96), Image.Resampling.BICUBIC)
     config = ImageConfig(size=96, resize="squash", interpolation="pillow_bicubic")
     assert np.array_equal(eval_image(data, config), np.asarray(expected))
@@ -410,6 +418,12 @@ def test_crop_share_and_log_ratio_are_uniform():
         u = np.sort((values - low) / (high - low))
         distance = np.abs(u - (np.arange(4000) + 0.5) / 4000).max()  # Kolmogorov-Smirnov
         assert distance < 1.95 / math.sqrt(4000)  # passed by 999 of 1000 uniform samples
+
+
+def test_crop_reaches_every_place():
+    rng = np.random.default_rng(0)
+    boxes = {random_crop_box(4, 4, (0.25, 0.25), (1.0, 1.0), rng) for _ in range(200)}
+    assert boxes == {(top, left, 2, 2) for top in range(3) for left in range(3)}
 
 
 @pytest.mark.parametrize(
