@@ -178,21 +178,18 @@ def test_evaluate_gives_the_scores_of_training(undisturbed):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_dataset, tmp_path):
-    config = tiny_config.get_config()
-    config.data.path = (str(tiny_dataset),)
-    config.optimizer.peak_lr = 1e30
-    config.optimizer.grad_clip_norm = 0.0
-    config.checkpoint.every = 1
-    with pytest.raises(
-        FloatingPointError, match=r"of step (\d+) is not finite.*Last good check"
-    ) as e:
-        train(config, tmp_path)
+    overrides = ["optimizer.peak_lr=1e30", "optimizer.grad_clip_norm=0", "checkpoint.every=1"]
+    process = start(tiny_dataset, tmp_path, *(f"--config.{override}" for override in overrides))
+    _, err = finish(process, EXIT_USER_ERROR)
+    (line,) = [line for line in err.splitlines() if line]
     (file,) = tmp_path.glob("not_finite_step_*.json")
     named = json.loads(file.read_text())
-    assert len(named["records"][str(tiny_dataset)]) == config.batch_size
-    assert all(0 <= r < len(Dataset(tiny_dataset)) for r in named["records"][str(tiny_dataset)])
+    records = named["records"][str(tiny_dataset)]
+    assert len(records) == tiny_config.get_config().batch_size
+    assert all(0 <= record < len(Dataset(tiny_dataset)) for record in records)
+    assert f"of step {named['step']} is not finite. Records of its batch: {records[0]}," in line
     # the state it broke on was not saved
-    assert f"step {named['step'] - 1}. Lower" in str(e.value)
+    assert f"Last good checkpoint: step {named['step'] - 1}. Lower optimizer.peak_lr" in line
 
 
 def test_a_workdir_of_another_run_is_refused(undisturbed, tiny_dataset):
@@ -232,18 +229,14 @@ def test_a_mistake_is_told_in_one_line(overrides, said, tiny_dataset, tmp_path):
 
 
 def test_a_run_starts_from_another_at_a_larger_image(undisturbed, tiny_dataset, tmp_path):
-    config = tiny_config.get_config()
-    config.data.path = (str(tiny_dataset),)
-    config.init = str(undisturbed[0])
-    config.data.image.size = 32  # 16 patches instead of 4: the position embeddings are resized
-    config.duration.amount = 1
-    config.optimizer.warmup.amount = 0.0
-    assert train(config, tmp_path / "larger")
+    """16 patches instead of 4: the position embeddings are resized."""
+    overrides = ["data.image.size=32", "duration.amount=1", "optimizer.warmup.amount=0"]
+    overrides = [f"--config.init={undisturbed[0]}", *(f"--config.{o}" for o in overrides)]
+    out, _ = finish(start(tiny_dataset, tmp_path / "larger", *overrides))
+    assert f"Parameters from {undisturbed[0]}" in out
     # it goes on about where the other run ended, far below the loss of a fresh one
     first, last = losses(undisturbed[0])[1], losses(undisturbed[0])[STEPS]
     assert losses(tmp_path / "larger")[1] < (first + last) / 2
-    config.model.embed_dim = 4
-    with pytest.raises(
-        ValueError, match=r"image/projection/kernel has shape \(16, 8\) there and \(16, 4"
-    ):
-        train(config, tmp_path / "narrower")
+    overrides.append("--config.model.embed_dim=4")
+    _, err = finish(start(tiny_dataset, tmp_path / "narrow", *overrides), EXIT_USER_ERROR)
+    assert "image/projection/kernel has shape (16, 8) there and (16, 4) here" in err

@@ -129,7 +129,7 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
     }
     row |= {"split": example.split, "record_bytes": packed_bytes}
     row |= {"image_sha256": record.image_sha256}
-    row |= {f"{field}_chars": len(text) for field, text in record.texts().items()}
+    row |= {f"{field}_chars": len(text.strip()) for field, text in record.texts().items()}
     if clash := (row.keys() | {"position"}) & example.signals.keys():
         raise ValueError(
             f"signals {sorted(clash)} are names of the record's own columns. Rename them."
