@@ -33,13 +33,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from data_pipelines.images import prepare_image
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
+from jaxclip import command
 from jaxclip.data.image import ImageConfig, train_image
-from jaxclip.data.pipeline import DataConfig, Source, TrainInput, open_sources
+from jaxclip.data.pipeline import DataConfig, Source, TrainInput, num_cores, open_sources
 from jaxclip.data.record import (
     Dataset,
     Example,
@@ -243,7 +244,7 @@ def measure(
     repeats: int,
 ) -> dict:
     """Limit and loader in turn."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     limits, rates, firsts = [one_core(images, config.image)], [], []
     for number in range(repeats):
         rate, first = loader(sources, config, tokenizer, number)
@@ -275,7 +276,7 @@ def measure(
 
 def settings() -> list[tuple[int, int, int]]:
     """(num_threads, num_workers, repeats); the first is the default."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     few = min(3, _REPEATS.value)
     threads = sorted({1, cores, 2 * cores})
     return [(0, 0, _REPEATS.value), *((n, 0, few) for n in threads), (1, 1, few), (1, cores, few)]
@@ -331,7 +332,7 @@ def machine() -> dict:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         names = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
         cpu = names[0] if names else cpu
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": cpu, "python": platform.python_version()}
+    return {"cores": num_cores(), "cpu": cpu, "python": platform.python_version()}
 
 
 def main(_) -> None:
@@ -360,4 +361,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -97,6 +97,13 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
     return sources
 
 
+def num_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Ref(NamedTuple):
     """One sample, not yet read."""
 
@@ -268,7 +275,7 @@ class _Chunks:
     def read(self, num_threads: int, num_workers: int = 0) -> grain.DatasetIterator[Batch]:
         """All chunks in order, loaded two batches ahead: one is filled while one waits."""
         processes = max(1, num_workers)
-        threads = num_threads or max(1, len(os.sched_getaffinity(0)) // processes)
+        threads = num_threads or max(1, num_cores() // processes)
         ahead = max(threads, math.ceil(2 * self.per_batch / processes))
         chunks = grain.MapDataset.source(self).to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
