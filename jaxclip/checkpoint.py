@@ -59,6 +59,10 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    def steps(self) -> list[int]:
+        """Steps that are saved, ascending."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
     def save(self, step: int, state: Any, next_sample: int) -> None:
         """Copies the state to the host and returns; writing goes on in the background.
 

@@ -9,9 +9,10 @@ from etils import epath
 
 from jaxclip import checkpoint, command
 from jaxclip.config import load_config
+from jaxclip.data.record import write_atomically
 from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
 from jaxclip.models import clip
-from jaxclip.sharding import initialize_distributed, make_mesh, tree_sharding
+from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh, tree_sharding
 from jaxclip.workdir import run_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to score.")
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     config.eval.split = _SPLIT.value
     if _DATA.value:
         config.data.path, config.data.weights = tuple(_DATA.value), ()
-    mesh = make_mesh(config.sharding)
+    mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
     tokenizer = run_tokenizer(_WORKDIR.value, config.data.tokenizer)
     inputs = model_inputs(config, tokenizer)
     evaluate = make_evaluate(config, inputs, tokenizer, mesh)
@@ -42,8 +43,9 @@ def main(argv: Sequence[str]) -> None:
     scores = evaluate(params)
     if jax.process_index() == 0:
         print(f"{_WORKDIR.value}, step {step:,}:", *score_lines(scores), sep="\n  ")
-        file = epath.Path(_WORKDIR.value) / f"scores_{_SPLIT.value}.json"
-        file.write_text(json.dumps({"step": step, **scores}, indent=1))
+        other = "".join(f"_{epath.Path(path).name}" for path in _DATA.value or ())
+        file = epath.Path(_WORKDIR.value) / f"scores_{_SPLIT.value}{other}.json"
+        write_atomically(file, json.dumps({"step": step, **scores}, indent=1))
         print(f"Written to {file}")
 
 

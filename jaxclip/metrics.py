@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +18,13 @@ from jaxclip.data.record import write_atomically
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "A10G": 70e12,
     "A10": 125e12,
+    "L40": 181e12,
     "L4": 121e12,
     "V100": 125e12,
     "TPU v6 lite": 918e12,
@@ -97,9 +101,8 @@ class MetricWriter:
         if config.tensorboard:
             import tensorboardX
 
-            purge_step = step + 1 if step else None
             self._tensorboard = tensorboardX.SummaryWriter(
-                str(self.workdir / "tensorboard"), purge_step=purge_step
+                str(self.workdir / "tensorboard"), purge_step=step + 1
             )
         if config.wandb_project:
             self._wandb = _start_wandb(self.workdir, config.wandb_project, run_config)
@@ -135,8 +138,11 @@ def _start_wandb(workdir: epath.Path, project: str, run_config: dict):
             "Install it with `pip install jaxclip[wandb]`, or leave log.wandb_project empty."
         ) from None
     # the same id each time: a resumed run goes on in its own charts
+    id_file = workdir / "wandb_id"
+    if not id_file.exists():
+        write_atomically(id_file, uuid.uuid4().hex)
     return wandb.init(
-        project=project, name=workdir.name, id=workdir.name, resume="allow",
+        project=project, name=workdir.name, id=id_file.read_text(), resume="allow",
         dir=str(workdir), config=run_config,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ optimizer's state over fsdp and tensor, by the first rule whose regex is found i
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -166,18 +167,23 @@ def initialize_distributed() -> str:
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, int(env["NUM_PROCESSES"]), int(env["PROCESS_ID"]))
         how = f"coordinator {address}"
-    elif (
-        "SLURM_PROCID" in env
-        and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1))) > 1
-    ):
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         jax.distributed.initialize()
         how = f"SLURM job {env.get('SLURM_JOB_ID')}"
-    elif (
-        len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-        or "MEGASCALE_COORDINATOR_ADDRESS" in env
-    ):
-        jax.distributed.initialize()
+    elif _has_tpu() or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        try:
+            jax.distributed.initialize()  # asks the slice's metadata; one host is fine, too
+        except ValueError:  # a TPU without such metadata, as in a notebook
+            return "one process"
         how = "TPU slice"
     else:
         return "one process"
     return f"process {jax.process_index()} of {jax.process_count()} ({how})"
+
+
+def _has_tpu() -> bool:
+    """Whether this host has a TPU that jax would use; without starting jax's backends."""
+    allowed = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu")
+    files = ("/dev/accel0", "/dev/vfio/0")
+    installed = importlib.util.find_spec("libtpu") is not None
+    return allowed and installed and any(map(os.path.exists, files))

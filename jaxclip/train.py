@@ -28,7 +28,7 @@ from jaxclip.data.record import write_atomically
 from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
 from jaxclip.metrics import MetricWriter, Progress
 from jaxclip.models import clip
-from jaxclip.optimizer import make_optimizer, make_schedule
+from jaxclip.optimizer import frozen_mask, make_optimizer, make_schedule
 from jaxclip.sharding import (
     batch_sharding,
     check_batch,
@@ -100,7 +100,11 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
         out_shardings=(state_sharding, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
-    flops = 3 * sum(clip.flops_per_pair(config.model, inputs).values())
+    frozen = frozen_mask(config.optimizer, params_shape)
+    flops = sum(  # the backward pass costs two forward passes; a frozen tower has none
+        tower_flops * (1 if all(jax.tree.leaves(frozen[tower])) else 3)
+        for tower, tower_flops in clip.flops_per_pair(config.model, inputs).items()
+    )
     progress = Progress(
         total_steps=total_steps, batch_size=config.batch_size, train_flops_per_pair=flops
     )
@@ -140,6 +144,8 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 say(progress.line(step, scalars["loss"], rates))
                 scalars |= rates
             writer.write(step, scalars)
+            if step == first_step:
+                progress.restart(step)  # compilation is no training
 
         with (
             StopSignal() as stop,
@@ -155,6 +161,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 next_sample=next_sample,
             ) as train_input,
         ):
+            first_step = step + 1
             progress.restart(step)
             unread = None  # metrics of the last step: read while the device works on the next one
             ahead = None  # the next batch, already on its way to the device
@@ -166,7 +173,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 if unread:
                     report(*unread)
                 unread = step, metrics, batch
-                ahead = fetch(train_input, mesh, progress) if step < total_steps else None
+                ahead = fetch(train_input, mesh, progress, metrics) if step < total_steps else None
 
                 stopped = stop.requested(step)
                 last = step == total_steps
@@ -175,11 +182,13 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 if is_eval or is_save:
                     report(*unread)
                     unread, start = None, time.perf_counter()
+                    if stopped:  # there may be little time left
+                        checkpoints.save(step, state, step * config.batch_size)
                     if is_eval:  # before saving: a resumed run has the scores, or makes them again
                         scores = evaluate(state.ema_params if config.eval.ema else state.params)
                         writer.write(step, scores)
                         say(*(f"  {line}" for line in score_lines(scores)))
-                    if is_save:
+                    if is_save and not stopped:
                         checkpoints.save(step, state, step * config.batch_size)
                     progress.skip(time.perf_counter() - start)
     if step < total_steps:
@@ -190,12 +199,20 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
 
 
 def fetch(
-    train_input: TrainInput, mesh: Mesh, progress: Progress
+    train_input: TrainInput,
+    mesh: Mesh,
+    progress: Progress,
+    running: dict[str, jax.Array] | None = None,
 ) -> tuple[Batch, dict[str, jax.Array]]:
-    """The next batch, on the host and on its way to the devices."""
+    """The next batch, on the host and on its way to the devices.
+
+    Args:
+      running: metrics of the step under way: while it runs, the devices do not wait for data.
+    """
     start = time.perf_counter()
     batch = next(train_input)
-    progress.waited(time.perf_counter() - start)
+    if running is None or running["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+        progress.waited(time.perf_counter() - start)
     return batch, put_batch({key: batch[key] for key in ("image", "tokens")}, mesh)
 
 
@@ -213,13 +230,15 @@ def stop_at_nonfinite(
     file = workdir / f"not_finite_step_{step}.json"
     if jax.process_index() == 0:
         write_atomically(file, json.dumps({"step": step, "records": records}))
-    step_or_none = checkpoints.latest_step()
-    good = "none" if step_or_none is None else f"step {step_or_none}"
+    # the parameters of step - 1 are those that failed
+    good_steps = [saved for saved in checkpoints.steps() if saved < step - 1]
+    good = f"step {good_steps[-1]}" if good_steps else "none"
     raise FloatingPointError(
         f"loss ({scalars['loss']}) or gradient norm ({scalars['grad_norm']}) of step {step} is not "
         f"finite. Records of its batch: {', '.join(str(r) for _, r in refs[:4])}, ... (all "
         f"{len(refs)} in {file}). Last good checkpoint: {good}. "
-        "Lower optimizer.peak_lr, set optimizer.grad_clip_norm, or lengthen optimizer.warmup."
+        "Begin anew in another --workdir with a lower optimizer.peak_lr, with "
+        "optimizer.grad_clip_norm, or with a longer optimizer.warmup."
     )
 
 

@@ -98,7 +98,7 @@ def params_of_run(
                 f"init ({workdir}) does not fit the model: {path} has shape {there} there and "
                 f"{here} here. Make config.model that of its config.json."
             )
-    return old
+    return jax.tree.map(np.asarray, old)  # every process has all; each takes its part
 
 
 def claim_workdir(
@@ -131,7 +131,10 @@ def claim_workdir(
     if jax.process_index() == 0:
         (workdir / "tokenizer").mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "tokenizer" / tokenizer.file_name, tokenizer.content)
-        write_atomically(run_file, json.dumps(identity | environment(), indent=1))
+        # a run that goes on with other versions or devices does not forget the earlier ones
+        earlier = json.loads(run_file.read_text())["starts"] if run_file.exists() else []
+        run = identity | {"starts": [*earlier, environment()]}
+        write_atomically(run_file, json.dumps(run, indent=1))
         write_atomically(config_file, json.dumps(to_dict(config), indent=1))
 
 

@@ -1,5 +1,6 @@
 """All evaluators over one embedding of a split, for training and for evaluate.py."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ from jaxclip.data.pipeline import eval_batches, open_sources
 from jaxclip.data.text import Tokenizer
 from jaxclip.evals.base import embed_split, make_embed
 from jaxclip.evals.retrieval import retrieval
-from jaxclip.evals.zero_shot import load_prompts, zero_shot
+from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
 from jaxclip.models import clip
 
 Scores = dict[str, float]
@@ -45,6 +46,12 @@ def make_evaluate(
         [source.dataset.columns([p["label_column"]]).columns[0].to_numpy() for _, p in prompts]
         for source in sources
     ]
+    for source, source_labels in zip(sources, labels, strict=True):
+        for (_, p), label_N in zip(prompts, source_labels, strict=True):
+            check_labels(label_N[source.positions], p)
+    # the last batch is filled up anyway, so the size may be what the mesh can split
+    shards = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
+    batch_size = math.ceil((config.eval.batch_size or config.batch_size) / shards) * shards
     embed = make_embed(config.model, inputs, mesh)
     encode_text = jax.jit(
         lambda params, tokens: clip.encode_text(config.model, inputs, params, tokens),
@@ -61,7 +68,7 @@ def make_evaluate(
                 source,
                 config.data,
                 tokenizer,
-                batch_size=config.eval.batch_size or config.batch_size,
+                batch_size=batch_size,
                 host=jax.process_index(),
                 num_hosts=jax.process_count(),
             )

@@ -40,6 +40,16 @@ def load_prompts(name_or_path: str) -> dict[str, Any]:
     return prompts
 
 
+def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:
+    """Raises ValueError if a label is not a class of the prompt file."""
+    classes = list(prompts["classes"])
+    if unknown := sorted(set(label_N.tolist()) - set(classes), key=str):
+        raise ValueError(
+            f"column {prompts['label_column']!r} has the labels {unknown}, which the prompt file "
+            f"does not have. Its classes: {', '.join(classes)}."
+        )
+
+
 def class_embeddings(
     prompts: dict[str, Any], encode_texts: Callable[[list[str]], np.ndarray]
 ) -> np.ndarray:
@@ -78,11 +88,7 @@ def zero_shot(
     """
     classes = list(prompts["classes"])
     label_N = labels[embeddings.record_N]
-    if unknown := sorted(set(label_N.tolist()) - set(classes), key=str):
-        raise ValueError(
-            f"column {prompts['label_column']!r} has the labels {unknown}, which the prompt file "
-            f"does not have. Its classes: {', '.join(classes)}."
-        )
+    check_labels(label_N, prompts)
     class_CE = class_embeddings(prompts, encode_texts)
     score_NC = embeddings.image_NE @ class_CE.T
     true_N = np.array([classes.index(label) for label in label_N])
@@ -94,6 +100,7 @@ def zero_shot(
     return {
         "accuracy": float(correct_N.mean()),
         "balanced_accuracy": float(np.mean([correct_N[true_N == c].mean() for c in present])),
+        "chance_balanced_accuracy": 1 / len(classes),
         "chance": float(np.bincount(true_N).max() / len(true_N)),
         "images": len(true_N),
     }
