@@ -1,5 +1,5 @@
 # Needs Python >= 3.11 and make; everything else is set up in .venv.
-#   make quickstart   draw a dataset, train on it, evaluate: about 7 minutes on 2 CPU cores
+#   make quickstart   draw a dataset, train on it, evaluate: about 5 minutes on 2 CPU cores
 #   make test         the whole test suite
 #   make lint         ruff and pyright
 

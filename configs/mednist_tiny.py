@@ -1,6 +1,6 @@
 r"""Is the metric right? Six classes of MedNIST, captions made of class names: the answer is known.
 
-Zero-shot accuracy on held-out images must come to 95 % and more; about 3 minutes on 2 CPU cores.
+Zero-shot accuracy on held-out images must come to 95 % and more; about 4 minutes on 2 CPU cores.
 
   python -m data_pipelines.mednist --zip=mednist_1500_per_class.zip --out=DATASET
   python -m jaxclip.train --config=configs/mednist_tiny.py --config.data.path=DATASET \

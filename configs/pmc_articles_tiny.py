@@ -1,7 +1,7 @@
 r"""Does the whole path work on real figures? A tiny CLIP on about a thousand PMC figures.
 
 It learns them by heart (loss far below log 128 = 4.85) and generalises little: a check of the path,
-not a result. About 3 minutes on 2 CPU cores.
+not a result. About 6 minutes on 2 CPU cores.
 
   python -m data_pipelines.table --table=figures.jsonl --images=FOLDER --image=file \
       --caption=caption --group=pmcid --out=DATASET
