@@ -63,7 +63,7 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", "", "vocabulary; empty: the datase
 _OUT = flags.DEFINE_string("out", None, "JSON to write", required=True)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "rounds of the default setting; others have 3")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "pairs")
-_BATCHES = flags.DEFINE_integer("batches", 6, "batches that are timed in a round")
+_BATCHES = flags.DEFINE_integer("batches", 12, "batches that are timed in a round")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "pixels a side, of the model")
 _INTERPOLATION = flags.DEFINE_string("interpolation", "bicubic", "see jaxclip/data/image.py")
 

@@ -224,12 +224,14 @@ def random_crop_box(
     Draws the share of the area and the logarithm of the aspect ratio (width / height) uniformly; if
     ten draws do not fit, takes the largest central box with a ratio in range.
     """
-    areas = height * width * rng.uniform(*scale, size=10)
-    aspects = np.exp(rng.uniform(*np.log(ratio), size=10))
-    for area, aspect in zip(areas.tolist(), aspects.tolist(), strict=True):
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):  # Python's numbers: an array of ten draws costs more than the one needed
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
         h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < h <= height and 0 < w <= width:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+            top, left = rng.random(), rng.random()
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
     aspect = min(max(width / height, ratio[0]), ratio[1])
     h = min(height, max(1, round(width / aspect)))
     w = min(width, max(1, round(height * aspect)))
