@@ -98,7 +98,7 @@ def init(config: ClipConfig, inputs: Inputs, key: jax.Array) -> Params:
     params: Params = {}
     for (tower, example), module in zip(examples.items(), _towers(config, inputs), strict=True):
         key, tower_key, projection_key = jax.random.split(key, 3)
-        features, variables = module.init_with_output(tower_key, example, deterministic=True)
+        features, variables = module.init_with_output(tower_key, example)
         params[tower] = variables["params"]
         if projection := _projection(config, tower):
             params[tower] |= {"projection": projection.init(projection_key, features)["params"]}
@@ -108,27 +108,29 @@ def init(config: ClipConfig, inputs: Inputs, key: jax.Array) -> Params:
 
 
 def encode_image(
-    config: ClipConfig, inputs: Inputs, params: Params, image_BSS3, dropout_key=None
+    config: ClipConfig, inputs: Inputs, params: Params, image_BSS3, key=None, rows_B=None
 ) -> jax.Array:
-    """uint8 pixels [B, S, S, 3] -> unit-norm embeddings, float32 [B, E]."""
+    """uint8 pixels [B, S, S, 3] -> unit-norm embeddings, float32 [B, E]; key, rows_B: see apply."""
     mean, std = (jnp.array(x, jnp.float32) * 255 for x in (inputs.mean, inputs.std))
     pixels = (image_BSS3.astype(jnp.float32) - mean) / std
-    return _encode(config, "image", _towers(config, inputs)[0], params, pixels, dropout_key)
+    return _encode(config, "image", _towers(config, inputs)[0], params, pixels, key, rows_B)
 
 
 def encode_text(
-    config: ClipConfig, inputs: Inputs, params: Params, tokens_BT, dropout_key=None
+    config: ClipConfig, inputs: Inputs, params: Params, tokens_BT, key=None, rows_B=None
 ) -> jax.Array:
-    """Token ids int [B, T] -> unit-norm embeddings, float32 [B, E]."""
-    return _encode(config, "text", _towers(config, inputs)[1], params, tokens_BT, dropout_key)
+    """Token ids int [B, T] -> unit-norm embeddings, float32 [B, E]; key, rows_B: see apply."""
+    return _encode(config, "text", _towers(config, inputs)[1], params, tokens_BT, key, rows_B)
 
 
-def _encode(config, tower, module, params, x, dropout_key):
-    """Features of a tower, projected to the common space; in training a dropout key is given."""
-    rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    features_BD: Any = module.apply(
-        {"params": params[tower]}, x, deterministic=dropout_key is None, rngs=rngs
-    )
+def _encode(config, tower, module, params, x, key, rows_B):
+    """Features of a tower, projected to the common space."""
+    variables = {"params": params[tower]}
+    if key is None:
+        features_BD: Any = module.apply(variables, x)
+    else:
+        rows_B = jnp.arange(len(x)) if rows_B is None else rows_B
+        features_BD = module.apply(variables, x, rows_B=rows_B, rngs={"dropout": key})
     if projection := _projection(config, tower):
         features_BD = projection.apply({"params": params[tower]["projection"]}, features_BD)
     x_BE = split_batch(features_BD.astype(jnp.float32))
@@ -136,18 +138,25 @@ def _encode(config, tower, module, params, x, dropout_key):
 
 
 def apply(
-    config: ClipConfig, inputs: Inputs, params: Params, batch: dict[str, jax.Array], key=None
+    config: ClipConfig,
+    inputs: Inputs,
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Both embeddings of a batch {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T]}.
 
     Args:
       key: PRNG key of dropout and patch dropout; None: none of either (evaluation).
+      rows_B: number of each row in the batch, by which it is given its masks, where `batch` is a
+        part of one; None: 0 to B - 1.
     Returns:
       image_BE, text_BE: float32, unit norm.
     """
     image_key, text_key = (None, None) if key is None else jax.random.split(key)
-    image_BE = encode_image(config, inputs, params, batch["image"], image_key)
-    return image_BE, encode_text(config, inputs, params, batch["tokens"], text_key)
+    image_BE = encode_image(config, inputs, params, batch["image"], image_key, rows_B)
+    return image_BE, encode_text(config, inputs, params, batch["tokens"], text_key, rows_B)
 
 
 def flops_per_pair(config: ClipConfig, inputs: Inputs) -> dict[str, float]:

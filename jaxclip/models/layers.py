@@ -92,6 +92,27 @@ class LayerNorm(nn.Module):
         )
 
 
+class Dropout(nn.Module):
+    """Sets a share `rate` of x [B, ...] to 0 and scales the rest up to keep the mean.
+
+    Each row's mask is drawn from its number in the batch, rows_B int [B], so that a batch taken in
+    parts draws what it draws as a whole; rows_B None, as in evaluation: x itself.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, rows_B):
+        if rows_B is None or not self.rate:
+            return x
+        key, kept = self.make_rng("dropout"), 1 - self.rate
+
+        def keep(row):
+            return jax.random.bernoulli(jax.random.fold_in(key, row), kept, x.shape[1:])
+
+        return jnp.where(jax.vmap(keep)(rows_B), x / kept, 0)
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries x_BTD over y_BSD; mask [B or 1, 1, T, S], True where seen."""
 
@@ -140,18 +161,17 @@ class Block(nn.Module):
     config: TransformerConfig
     dtype: jnp.dtype
     is_causal: bool
-    deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BTD, mask):
+    def __call__(self, x_BTD, mask, rows_B):
         c = self.config
-        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
         x_BTD = split_batch(x_BTD)
         y = LayerNorm(c.norm_epsilon, self.dtype, name="norm1")(x_BTD)
         y = Attention(c, self.dtype, name="attention")(y, y, mask, self.is_causal)
-        x_BTD = x_BTD + drop(y)
+        x_BTD = x_BTD + Dropout(c.dropout)(y, rows_B)
         y = LayerNorm(c.norm_epsilon, self.dtype, name="norm2")(x_BTD)
-        return x_BTD + drop(Mlp(c, self.dtype, name="mlp")(y)), None
+        y = Mlp(c, self.dtype, name="mlp")(y)
+        return x_BTD + Dropout(c.dropout)(y, rows_B), None
 
 
 class Transformer(nn.Module):
@@ -162,7 +182,7 @@ class Transformer(nn.Module):
     is_causal: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD, mask=None, *, deterministic: bool):
+    def __call__(self, x_BTD, mask=None, rows_B=None):
         c = self.config
         block = Block
         if c.remat != "none":
@@ -174,8 +194,8 @@ class Transformer(nn.Module):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=c.depth,
             unroll=1 if c.scan else c.depth,
-        )(c, self.dtype, self.is_causal, deterministic, name="blocks")
-        return blocks(x_BTD, mask)[0]
+        )(c, self.dtype, self.is_causal, name="blocks")
+        return blocks(x_BTD, mask, rows_B)[0]
 
 
 class MapHead(nn.Module):

@@ -8,7 +8,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxclip.models.layers import LayerNorm, Transformer, TransformerConfig
+from jaxclip.models.layers import Dropout, LayerNorm, Transformer, TransformerConfig
 from jaxclip.sharding import gather
 
 POOLS = ("eot", "last", "mean", "first")
@@ -63,7 +63,7 @@ class Embed(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids int [B, T] -> pooled features [B, D]."""
+    """Token ids int [B, T] -> pooled features [B, D]; rows_B as in layers.Dropout."""
 
     config: TextConfig
     vocab_size: int
@@ -72,21 +72,19 @@ class TextTower(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, tokens_BT, *, deterministic: bool):
+    def __call__(self, tokens_BT, rows_B=None):
         c, t = self.config, self.config.transformer
         # float32 until both are added: the gradient of a frequent token is a sum of many thousands
         x_BTD = Embed(self.vocab_size, t.width, name="token_embedding")(tokens_BT)
         init = nn.initializers.normal(0.01)
         x_BTD += self.param("position_embedding", init, x_BTD.shape[1:])
         x_BTD = x_BTD.astype(self.dtype)
-        x_BTD = nn.Dropout(t.dropout, deterministic=deterministic)(x_BTD)
+        x_BTD = Dropout(t.dropout)(x_BTD, rows_B)
         is_token_BT = tokens_BT != self.pad_id
         if self.pad_id == self.eos_id:  # one id for both: the first one is the end of the text
             is_token_BT |= jnp.cumsum(~is_token_BT, axis=1) <= 1
         mask = is_token_BT[:, None, None, :] if c.mask_padding else None
-        x_BTD = Transformer(t, self.dtype, c.is_causal, name="transformer")(
-            x_BTD, mask, deterministic=deterministic
-        )
+        x_BTD = Transformer(t, self.dtype, c.is_causal, name="transformer")(x_BTD, mask, rows_B)
         x_BTD = LayerNorm(t.norm_epsilon, self.dtype, name="final_norm")(x_BTD)
         if c.pool == "mean":
             # float32: bfloat16 does not count beyond 256

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models.layers import LayerNorm, MapHead, Transformer, TransformerConfig
+from jaxclip.models.layers import Dropout, LayerNorm, MapHead, Transformer, TransformerConfig
 
 POOLS = ("class_token", "mean", "map")
 # width, depth, heads, MLP width: Dosovitskiy et al. 2021, Table 1; Touvron et al. 2021
@@ -80,13 +80,13 @@ def vit(size: str, patch_size: int, *, family: str = "clip") -> ViTConfig:
 
 
 class ViT(nn.Module):
-    """Normalised pixels [B, S, S, 3] -> pooled features [B, D]."""
+    """Normalised pixels [B, S, S, 3] -> pooled features [B, D]; rows_B as in layers.Dropout."""
 
     config: ViTConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, pixels_BSS3, *, deterministic: bool):
+    def __call__(self, pixels_BSS3, rows_B=None):
         c, t = self.config, self.config.transformer
         patches_BTK = patchify(pixels_BSS3, c.patch_size).astype(self.dtype)
         x_BTD = nn.Dense(
@@ -97,16 +97,16 @@ class ViT(nn.Module):
         init = nn.initializers.normal(t.width**-0.5)
         x_BTD += self.param("position_embedding", init, x_BTD.shape[1:])  # float32, as its gradient
         x_BTD = x_BTD.astype(self.dtype)
-        if c.patch_dropout and not deterministic:
-            x_BTD = drop_patches(x_BTD, c.patch_dropout, self.make_rng("dropout"))
+        if c.patch_dropout and rows_B is not None:
+            x_BTD = drop_patches(x_BTD, c.patch_dropout, self.make_rng("dropout"), rows_B)
         if c.pool == "class_token":
             token_D = self.param("class_token", init, (t.width,)).astype(self.dtype)
             token_B1D = jnp.broadcast_to(token_D, (x_BTD.shape[0], 1, t.width))
             x_BTD = jnp.concatenate([token_B1D, x_BTD], axis=1)
         if c.pre_norm:
             x_BTD = LayerNorm(t.norm_epsilon, self.dtype, name="pre_norm")(x_BTD)
-        x_BTD = nn.Dropout(t.dropout, deterministic=deterministic)(x_BTD)
-        x_BTD = Transformer(t, self.dtype, name="transformer")(x_BTD, deterministic=deterministic)
+        x_BTD = Dropout(t.dropout)(x_BTD, rows_B)
+        x_BTD = Transformer(t, self.dtype, name="transformer")(x_BTD, rows_B=rows_B)
         x_BTD = LayerNorm(t.norm_epsilon, self.dtype, name="final_norm")(x_BTD)
         if c.pool == "map":
             return MapHead(t, self.dtype, name="map_head")(x_BTD)
@@ -121,11 +121,12 @@ def patchify(pixels_BSS3, patch_size: int):
     return x.reshape(B, G * G, P * P * C)
 
 
-def drop_patches(x_BTD, rate: float, key):
+def drop_patches(x_BTD, rate: float, key, rows_B):
     """Keeps round((1 - rate) * T) patches of each image, at least 1, in order, uniformly drawn."""
-    B, T, _ = x_BTD.shape
+    T = x_BTD.shape[1]
     kept = max(1, round((1 - rate) * T))
-    order_BT = jnp.argsort(jax.random.uniform(key, (B, T)), axis=1)
+    draw = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (T,)))
+    order_BT = jnp.argsort(draw(rows_B), axis=1)
     kept_BT = jnp.sort(order_BT[:, :kept], axis=1)
     return jnp.take_along_axis(x_BTD, kept_BT[..., None], axis=1)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.models.layers import MapHead, Transformer, TransformerConfig
+from jaxclip.models.layers import Dropout, MapHead, Transformer, TransformerConfig
 from tests.models.test_clip import random_params
 
 CONFIG = TransformerConfig(width=8, depth=3, num_heads=2, dropout=0.5)
@@ -18,11 +18,11 @@ def loss_and_gradients(config):
     x_BTD = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 8)), jnp.float32)
     module = Transformer(config, jnp.float32, is_causal=True)
     key = jax.random.key(0)
-    params = jax.eval_shape(lambda: module.init(key, x_BTD, deterministic=True))
+    params = jax.eval_shape(lambda: module.init(key, x_BTD))
 
     def loss(params):
         rngs = {"dropout": jax.random.key(1)}
-        return jnp.sin(module.apply(params, x_BTD, deterministic=False, rngs=rngs)).sum()
+        return jnp.sin(module.apply(params, x_BTD, rows_B=jnp.arange(2), rngs=rngs)).sum()
 
     function = jax.jit(
         jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0}
@@ -80,3 +80,15 @@ def test_cudnn_attention_without_a_gpu():
     config = dataclasses.replace(CONFIG, attention="cudnn")
     with pytest.raises(ValueError, match=r"'cudnn'\) needs an NVIDIA GPU, but .* cpu.*to 'xla'"):
         loss_and_gradients(config)
+
+
+def test_a_part_of_a_batch_is_dropped_as_in_the_whole():
+    x = jnp.ones((6, 50, 20))
+    rngs = {"dropout": jax.random.key(0)}
+    whole = Dropout(0.3).apply({}, x, jnp.arange(6), rngs=rngs)
+    part = Dropout(0.3).apply({}, x[2:4], jnp.array([2, 3]), rngs=rngs)
+    np.testing.assert_array_equal(part, whole[2:4])
+    assert (whole[0] != whole[1]).any()  # each row has a mask of its own
+    # 1,000 draws a row, kept with 0.7 and scaled by 1 / 0.7: means within 5 standard deviations
+    assert set(np.unique(whole)) == {np.float32(0), np.float32(1 / 0.7)}
+    np.testing.assert_allclose(whole.mean((1, 2)), 1, atol=5 * np.sqrt(0.3 / 0.7 / 1000))

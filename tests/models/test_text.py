@@ -68,7 +68,7 @@ def test_gradient_of_a_frequent_token_is_summed_in_float32():
     tower = TextTower(VARIANTS["openai"].text, 20, 0, 1, jnp.bfloat16)
 
     def loss(params):
-        features_BD = tower.apply({"params": params}, tokens, deterministic=True)
+        features_BD = tower.apply({"params": params}, tokens)
         return features_BD.astype(jnp.float32).sum()
 
     program = jax.jit(jax.grad(loss)).lower(shapes("openai")["text"]).as_text()

@@ -18,7 +18,7 @@ from tests.models.test_clip import IMAGES, INPUTS, VARIANTS, shapes
 @pytest.mark.parametrize(("rate", "kept"), [(0.5, 5), (0.75, 2), (0.1, 9), (0.99, 1)])
 def test_patch_dropout_keeps_a_share_of_each_image(rate, kept):
     x_BTD = jnp.broadcast_to(jnp.arange(10.0)[None, :, None], (4000, 10, 2))
-    kept_BT = np.asarray(drop_patches(x_BTD, rate, jax.random.key(0)))[..., 0]
+    kept_BT = np.asarray(drop_patches(x_BTD, rate, jax.random.key(0), jnp.arange(4000)))[..., 0]
     assert kept_BT.shape == (4000, kept)
     assert (np.diff(kept_BT, axis=1) > 0).all()  # in order, none twice
     # uniform: each patch is kept in 4000 * kept / 10 images, within 5 standard deviations
