@@ -144,6 +144,6 @@ def test_one_axis_takes_what_is_left():
 
 
 def test_batch_must_divide():
-    check_batch(16, mesh_of(2, 2, 2))
-    with pytest.raises(ValueError, match=r"batch_size \(6\) must divide by .*fsdp \(4\)"):
-        check_batch(6, mesh_of(2, 2, 2))
+    check_batch(mesh_of(2, 2, 2), batch_size=16, micro_batch_size=0)
+    with pytest.raises(ValueError, match=r"micro_batch_size \(6\) must divide by .*fsdp \(4\)"):
+        check_batch(mesh_of(2, 2, 2), batch_size=12, micro_batch_size=6)
