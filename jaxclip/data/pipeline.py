@@ -23,7 +23,9 @@ from grain.experimental import index_shuffle
 
 from jaxclip.data.image import ImageConfig, ImageError, eval_image, train_image
 from jaxclip.data.record import Dataset, Record, hash64
+from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.text import TextPolicy, Tokenizer, TokenizerConfig, choose_text
+from jaxclip.data.tfds import TfdsDataset
 
 MAX_CHUNK = 64  # samples that one thread turns into a piece of a batch
 Batch = dict[str, np.ndarray]
@@ -33,7 +35,7 @@ Batch = dict[str, np.ndarray]
 class DataConfig:
     """What is read, and how it becomes pixels and tokens."""
 
-    path: tuple[str, ...] = ()  # datasets, mixed: --config.data.path=A --config.data.path=B
+    path: tuple[str, ...] = ()  # datasets, subsets, TFDS: --config.data.path=A --config.data.path=B
     weights: tuple[float, ...] = ()  # share of the samples from each; (): by their sizes
     text: TextPolicy = dataclasses.field(default_factory=TextPolicy)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -64,24 +66,27 @@ class DataConfig:
 
 @dataclasses.dataclass(slots=True)
 class Source:
-    """The records of one split of one dataset that have a text under the run's policy."""
+    """The records of one split of a dataset or subset that have a text under the run's policy."""
 
-    dataset: Dataset
+    dataset: Dataset | TfdsDataset
     positions: np.ndarray  # int64 [N]
     weight: float  # share of the samples; the sources' weights sum to 1
     without_text: int  # records of the split that were left out: no text in the policy's fields
+    path: str  # as in config.path: of the dataset, or of the subset
+    content_hash: str  # of what is at path
 
 
 def open_sources(config: DataConfig, split: str) -> list[Source]:
-    """Opens the datasets of config.path.
+    """Opens the datasets, subsets and TFDS datasets of config.path.
 
     Raises:
-      FileNotFoundError, ValueError: as Dataset does; a dataset has no record to use in this split.
+      FileNotFoundError, ValueError: as open_dataset does; there is no record to use in this split.
     """
     sources = []
     for path in config.path:
-        dataset = Dataset(path)
-        positions = dataset.positions(split)
+        opened = open_dataset(path)
+        dataset = opened.dataset if isinstance(opened, Subset) else opened
+        positions = opened.positions(split)
         chars = dataset.columns([f"{field}_chars" for field in config.text.fields])
         has_text = np.sum([column.to_numpy() for column in chars.columns], axis=0) > 0
         used = positions[has_text[positions]]
@@ -91,11 +96,36 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
                 f"has text in data.text.fields {config.text.fields}. Splits: "
                 f"{dataset.manifest['counts']['splits']}."
             )
-        sources.append(Source(dataset, used, float(len(used)), len(positions) - len(used)))
+        without_text = len(positions) - len(used)
+        weight = float(len(used))
+        sources.append(Source(dataset, used, weight, without_text, path, opened.content_hash))
     weights = config.weights or [source.weight for source in sources]
     for source, weight in zip(sources, weights, strict=True):
         source.weight = weight / sum(weights)
     return sources
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Seen:
+    """How much of a source a run has seen."""
+
+    samples: int
+    unique_pairs: int  # of its records, each once, with whatever text and crop
+    epochs: float
+
+
+def seen_of(sources: Sequence[Source], samples: int) -> list[Seen]:
+    """What a run's first samples have of each source, as _TrainSamples mixes them.
+
+    A record that two sources share counts in both.
+    """
+    seen, weights = [], [source.weight for source in sources]
+    for i, source in enumerate(sources):
+        count = math.floor(samples * (weights[i] / sum(weights[i:])) + 0.5)
+        records = len(source.positions)
+        seen.append(Seen(count, min(count, records), count / records))
+        samples -= count
+    return seen
 
 
 def num_cores() -> int:

@@ -1,4 +1,4 @@
-"""Every released layout becomes the same kind of dataset, with the fields and drops it must have."""
+"""Every released layout becomes the same kind of dataset, with the fields and drops it must."""
 
 import functools
 import hashlib
