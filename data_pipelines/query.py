@@ -44,6 +44,8 @@ def check_where(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     Raises:
       ValueError: in one line, what is wrong, with the columns there are.
     """
+    if not where.strip():
+        raise ValueError("where is empty. Leave it out for all records.")
     query = f"SELECT (\n{where}\n)"
     tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0])
     if tree.get("error"):
