@@ -6,7 +6,7 @@ run to run; and the connection reaches no other file.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -80,13 +80,18 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
             yield from _walk(part)
 
 
-def run_query(connection: duckdb.DuckDBPyConnection, where: str, query: str) -> Any:
+def run_query(
+    connection: duckdb.DuckDBPyConnection, where: str, query: str, values: Sequence[Any] = ()
+) -> Any:
     """Runs our own query around a checked expression; its columns as NumPy arrays, by name.
+
+    values: of the query's question marks.
+
 
     Raises ValueError: what only the data shows, such as a text that is no number.
     """
     try:
-        return connection.execute(query).fetchnumpy()
+        return connection.execute(query, list(values)).fetchnumpy()
     except duckdb.Error as error:
         raise ValueError(f"where ({where}): {_line(error)}") from None
 

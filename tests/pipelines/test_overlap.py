@@ -44,7 +44,7 @@ def changed(image: bytes, scale: float = 0.6, quality: int = 60) -> bytes:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """a and b share what is planted: near images, a figure, a caption, an image; and nothing else."""
+    """a and b share what is planted: near images, a figure, a caption, an image; nothing else."""
     root = tmp_path_factory.mktemp("overlap")
     a = [record(n) for n in range(NUM)]
     other = [record(1000 + n) for n in range(NUM - PLANTED - 3)]
