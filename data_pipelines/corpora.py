@@ -14,7 +14,8 @@ where --caption, --group, ... name a field; for a table of files see table.py.
 
 --input may be paths, folders, globs and {00..09}, local or gs://, s3://, https://. Nothing is
 unpacked to disk. A tar, a row group or a range of rows is one shard: a run that was stopped goes on
-with the next one. What does not become a record is in dropped.jsonl with the reason.
+with the next one. What does not become a record is in dropped.jsonl with the reason. By default a
+process a core; with --runner=..., Apache Beam's options: the same shards on many machines.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -31,7 +33,7 @@ import pyarrow.parquet as pq
 from data_pipelines.figure import SPLIT_NAMES, Figure, FigureOptions, as_text, to_example
 from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
-from data_pipelines.options import option, run
+from data_pipelines.options import option, run, take_beam_options
 from data_pipelines.remote import expand, is_url, open_file
 from data_pipelines.table import key_warnings
 from data_pipelines.text_table import BadRow, read_rows, read_text_table, stage
@@ -89,9 +91,11 @@ class CorpusOptions(FigureOptions):
             raise ValueError(f"{named[0]} is known of {self.layout}. Leave --{named[0]} out.")
 
 
-def build_corpus(options: CorpusOptions) -> Dataset:
+def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
     """Builds the dataset of a released corpus.
 
+    Args:
+      beam: options of Apache Beam, see build_dataset.
     Raises:
       ValueError, FileNotFoundError: an option, no such files, or what build_dataset raises.
     """
@@ -113,6 +117,7 @@ def build_corpus(options: CorpusOptions) -> Dataset:
             "files": {"count": len(files), "sha256": hashlib.sha256(listing.encode()).hexdigest()},
         },
         workers=options.workers,
+        beam=beam,
         tokenizer_vocab=options.tokenizer_vocab,
         overwrite=options.overwrite,
     )
@@ -293,4 +298,4 @@ GENERIC = {
 }
 
 if __name__ == "__main__":
-    run(build_corpus, CorpusOptions)
+    run(functools.partial(build_corpus, beam=take_beam_options(sys.argv)), CorpusOptions)

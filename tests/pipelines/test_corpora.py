@@ -154,6 +154,14 @@ def test_two_workers_give_the_same_dataset(releases, datasets, layout, tmp_path)
     assert dataset.content_hash == datasets[layout].content_hash
 
 
+def test_beam_gives_the_same_dataset(releases, datasets, tmp_path):
+    pytest.importorskip("apache_beam")
+    options = {"workers": 1, "tokenizer_vocab": 0, "out": str(tmp_path / "beam")}
+    options = CorpusOptions(**options | releases["open_pmc"])
+    dataset = build_corpus(options, ["--runner=DirectRunner"])
+    assert dataset.content_hash == datasets["open_pmc"].content_hash
+
+
 # --- From far away --------------------------------------------------------------------------------
 
 
