@@ -154,7 +154,7 @@ def _filled(value: Any, feature: Any) -> Any:
         return value
     if hasattr(feature, "feature"):
         return []
-    return "" if feature.dtype == np.object_ else np.nan
+    return "" if feature.np_dtype == np.object_ else np.nan
 
 
 if __name__ == "__main__":

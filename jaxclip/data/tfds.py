@@ -47,7 +47,8 @@ class TfdsDataset:
         directory, _, query = str(path).partition("?")
         self.path, self._query = epath.Path(directory), dict(parse_qsl(query))
         self._builder = _open_builder(self.path)
-        self.features = {name: type(f).__name__ for name, f in self._builder.info.features.items()}
+        features = sorted(self._builder.info.features.items())
+        self.features = {name: type(feature).__name__ for name, feature in features}
         self._fields = self._choose_fields()
         named = {SPLIT_NAMES.get(name, ""): name for name in self._builder.info.splits}
         self._splits = [(split, named[split]) for split in SPLITS if split in named]
@@ -174,7 +175,7 @@ def load_tfds() -> Any:
     except ImportError as error:
         raise ValueError(
             f"TFDS datasets need a package that is missing ({error.name}): "
-            "pip install tensorflow-datasets."
+            "pip install 'jaxclip[tfds]'."
         ) from None
 
 
