@@ -30,7 +30,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipelines.figure import SPLIT_NAMES, Figure, FigureOptions, as_text, to_example
+from data_pipelines.figure import Figure, FigureOptions, as_text, to_example
 from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
@@ -41,7 +41,7 @@ from data_pipelines.tfds import read_tfds, tfds_jobs
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import Dataset, Drop, Example
+from jaxclip.data.record import SPLIT_NAMES, Dataset, Drop, Example
 
 SUFFIXES = {
     "tar": TAR_SUFFIXES,

@@ -8,10 +8,7 @@ from typing import Any
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import Drop, Example, Record, split_of
-
-SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
-SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
+from jaxclip.data.record import SPLIT_NAMES, Drop, Example, Record, split_of
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -5,8 +5,9 @@ r"""How much do datasets share with each other and with evaluation sets, and wha
 
 Datasets, subsets or TFDS. Five ways to be the same, each a matrix "share of A's records that have a
 counterpart in B": article (id), figure (article and figure id), image (bytes), near (perceptual
-hash within --max_distance bits, so re-encoded and resized), caption (its words, or the panel's; of
-at least MIN_WORDS). Ids are compared as PMC ids: case and "PMC" do not matter.
+hash within --max_distance bits, and thumbnails that correlate: re-encoded, resized), caption (its
+words, or the panel's; five or more). Ids are compared as PMC ids: case and "PMC" do not
+matter.
 
 Leaves overlap.json, overlap.html with pairs to look at, and lists of uids for subset --exclude:
 exclude/A-in-evals.npy (what A shares with an evaluation set by --exclude_by) and exclude/A-in-B.npy
@@ -14,35 +15,22 @@ exclude/A-in-evals.npy (what A shares with an evaluation set by --exclude_by) an
 """
 
 import base64
-import concurrent.futures
 import dataclasses
 import html
-import itertools
 import json
-import multiprocessing
-import os
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tqdm
 from etils import epath
 
-from data_pipelines.fingerprint import caption_hash, near_duplicates, perceptual_hash
 from data_pipelines.options import option, run
+from data_pipelines.overlap_keys import KINDS, Collection, cluster, collect
 from data_pipelines.query import connect
 from data_pipelines.subset import save_uids, uids_of
-from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import Dataset, Record, hash64, write_atomically
-from jaxclip.data.subset import Subset, open_dataset
+from jaxclip.data.record import write_atomically
 from jaxclip.data.tfds import TfdsDataset
 
-KINDS = ("article", "figure", "image", "near", "caption")
-COLUMNS = ("article", "figure", "image", "phash", "caption", "panel_caption")
-MIN_WORDS = 5  # a shorter caption, "Figure 1.", is nobody's own
-RECORDS_PER_TASK = 2048
 EXAMPLES = 6  # pairs shown for two datasets
-KEYS_VERSION = 1  # another meaning of the keys: those kept are made again
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -76,129 +64,6 @@ class OverlapOptions:
             )
 
 
-@dataclasses.dataclass(slots=True)
-class Collection:
-    """One dataset with the keys of its records; 0 in a key means not known, and matches none."""
-
-    name: str
-    opened: Dataset | Subset | TfdsDataset
-    positions: np.ndarray  # int64 [N]
-    keys: dict[str, np.ndarray]  # int64 [N] each; COLUMNS, then near
-
-    @property
-    def records(self) -> Dataset | TfdsDataset:
-        return self.opened.dataset if isinstance(self.opened, Subset) else self.opened
-
-    def values(self, kind: str) -> np.ndarray:
-        """int64 [N, 1 or 2]: the keys of a kind."""
-        names = ("caption", "panel_caption") if kind == "caption" else (kind,)
-        return np.stack([self.keys[name] for name in names], axis=1)
-
-    def found_in(self, other: "Collection", kinds: Sequence[str]) -> np.ndarray:
-        """Which records have a counterpart by any of the kinds in `other`; bool [N]."""
-        found = np.zeros(len(self.positions), bool)
-        for kind in kinds:
-            values = self.values(kind)
-            found |= ((values != 0) & np.isin(values, other.values(kind))).any(axis=1)
-        return found
-
-
-# --- Keys -----------------------------------------------------------------------------------------
-
-
-def keys_of(record: Record, phash: int | None = None) -> tuple[int, ...]:
-    """The keys of a record, in the order of COLUMNS; phash where it is known already."""
-    article = re.sub(r"^pmc(?=\d)", "", record.article_id.strip().lower())
-    figure = re.sub(r"\.(jpe?g|png)$", "", record.figure_id.strip().lower())
-    if phash is None:
-        try:
-            phash = perceptual_hash(decode_image(record.image))
-        except ImageError:
-            phash = 0
-    return (
-        hash64(article) if article else 0,
-        hash64(f"{article}\0{figure}") if article and figure else 0,
-        hash64(record.image_sha256),
-        phash,  # 0 also where an image is blank
-        _caption_key(record.caption),
-        _caption_key(record.panel_caption),
-    )
-
-
-def _caption_key(text: str) -> int:
-    return caption_hash(text) if len(re.findall(r"\w+", text)) >= MIN_WORDS else 0
-
-
-def _keys_of_range(
-    records: Dataset | TfdsDataset, positions: np.ndarray, phashes: Sequence[int | None]
-) -> np.ndarray:
-    """int64 [n, len(COLUMNS)]"""
-    pairs = zip(positions.tolist(), phashes, strict=True)
-    return np.array([keys_of(records[p], phash) for p, phash in pairs], np.int64)
-
-
-def _known_hashes(collection: Collection) -> list[int | None]:
-    """The column perceptual_hash (of signals.py), where the dataset has it."""
-    records = collection.records
-    if isinstance(records, TfdsDataset) or "perceptual_hash" not in records.metadata.column_names:
-        return [None] * len(collection.positions)
-    column = records.columns(["perceptual_hash"])["perceptual_hash"]
-    return column.take(collection.positions).to_pylist()
-
-
-def collect(path: str, split: str, out: epath.Path, workers: int) -> Collection:
-    """Opens a dataset and reads its keys, or those kept in `out`."""
-    opened = open_dataset(path)
-    positions = opened.positions(split or None)
-    collection = Collection(epath.Path(path.partition("?")[0]).name, opened, positions, {})
-    kept = out / "keys" / f"{opened.content_hash[:24]}-{split or 'all'}-{KEYS_VERSION}.npy"
-    if kept.exists():
-        with kept.open("rb") as file:
-            table = np.load(file, allow_pickle=False)
-    else:
-        table = _read_keys(collection, workers)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(kept.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.save(file, table)
-        temporary.replace(kept)
-    collection.keys = dict(zip(COLUMNS, table.T, strict=True))
-    return collection
-
-
-def _read_keys(collection: Collection, workers: int) -> np.ndarray:
-    """int64 [N, len(COLUMNS)] of all records, read in parallel."""
-    count = len(collection.positions)
-    parts = np.array_split(collection.positions, max(1, -(-count // RECORDS_PER_TASK)))
-    hashes = iter(_known_hashes(collection))
-    jobs = [(part, list(itertools.islice(hashes, len(part)))) for part in parts]
-    workers = min(workers or os.cpu_count() or 1, len(parts))
-    with tqdm.tqdm(total=count, unit=" records", desc=collection.name) as bar:
-        if workers <= 1:
-            tables = []
-            for job in jobs:
-                tables.append(_keys_of_range(collection.records, *job))
-                bar.update(len(job[0]))
-            return np.concatenate(tables)
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            tasks = [pool.submit(_keys_of_range, collection.records, *job) for job in jobs]
-            for task in concurrent.futures.as_completed(tasks):
-                bar.update(len(task.result()))
-        return np.concatenate([task.result() for task in tasks])
-
-
-def cluster(collections: Sequence[Collection], max_distance: int) -> None:
-    """Fills in the key `near`: 1 + the cluster of perceptual hashes over all collections."""
-    hashes = np.concatenate([c.keys["phash"] for c in collections])
-    clusters = np.zeros(len(hashes), np.int64)
-    known = hashes != 0
-    clusters[known] = near_duplicates(hashes[known], max_distance) + 1
-    stops = np.cumsum([len(c.positions) for c in collections])[:-1]
-    for collection, part in zip(collections, np.split(clusters, stops), strict=True):
-        collection.keys["near"] = part
-
-
 # --- Report ---------------------------------------------------------------------------------------
 
 
@@ -216,7 +81,7 @@ def measure_overlap(options: OverlapOptions) -> dict:
         collect(path, split, out, options.workers)
         for path, split in zip((*options.dataset, *options.eval), splits, strict=True)
     ]
-    cluster(collections, options.max_distance)
+    cluster(collections, options.max_distance, options.workers)
     datasets, evals = collections[: len(options.dataset)], collections[len(options.dataset) :]
     report = {
         "options": json.loads(json.dumps(dataclasses.asdict(options))),

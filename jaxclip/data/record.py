@@ -34,6 +34,9 @@ from etils import epath
 SCHEMA_VERSION = 1
 METADATA = "metadata.parquet"
 SPLITS = ("train", "validation", "test")
+# what others call them
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
+SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
 
 

@@ -23,11 +23,9 @@ import pyarrow as pa
 from etils import epath
 
 from jaxclip.data.image import ImageError, image_size
-from jaxclip.data.record import SPLITS, TEXT_FIELDS, Record
+from jaxclip.data.record import SPLIT_NAMES, SPLITS, TEXT_FIELDS, Record
 
 INFO = "dataset_info.json"
-SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
-SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 MAPPED = ("image", *TEXT_FIELDS, "article_id", "figure_id", "panel_id", "source", "licence")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.overlap import OverlapOptions, keys_of, measure_overlap
+from data_pipelines.overlap import OverlapOptions, measure_overlap
+from data_pipelines.overlap_keys import COLUMNS, Collection, cluster, keys_of
 from data_pipelines.subset import SubsetOptions, make_subset
 from data_pipelines.synthetic_releases import draw
 from jaxclip.data.image import decode_image
@@ -96,7 +97,7 @@ def test_the_page_is_safe_and_kept_keys_are_used(measured, monkeypatch):
     options, report = measured
     page = (pathlib.Path(options.out) / "overlap.html").read_text()
     assert "<h2>near</h2>" in page and "data:image/jpeg;base64," in page and "http" not in page
-    monkeypatch.setattr("data_pipelines.overlap.keys_of", None)  # would fail if called
+    monkeypatch.setattr("data_pipelines.overlap_keys.keys_of", None)  # would fail if called
     again = measure_overlap(options)
     assert again["matrix"] == report["matrix"]
     assert json.loads((pathlib.Path(options.out) / "overlap.json").read_text()) == again
@@ -120,6 +121,27 @@ def test_keys_of_odd_records():
     with_id = dataclasses.replace(blank, article_id="PMC12", figure_id="F1.jpg")
     other = dataclasses.replace(blank, article_id="12", figure_id="f1")
     assert keys_of(with_id)[:2] == keys_of(other)[:2] != (0, 0)
+
+
+def test_charts_of_one_template_are_not_the_same():
+    """Their hashes are: equal blocks of the image but one. The thumbnails tell."""
+    rng = np.random.default_rng(0)
+    chart = np.kron(rng.integers(0, 2, (6, 8)) * 255, np.ones((20, 20))).astype(np.uint8)
+    other = chart.copy()
+    other[40:80, 60:100] = 128
+    copies = [chart, other, chart]
+    records = [record(i, image=grey_jpeg(pixels)) for i, pixels in enumerate(copies)]
+    keys = np.array([keys_of(r) for r in records])
+    keys[:, COLUMNS.index("phash")] = 5
+    collection = Collection("x", records, np.arange(3), dict(zip(COLUMNS, keys.T, strict=True)))
+    cluster([collection], 6)
+    assert collection.keys["near"].tolist() == [1, 0, 1]
+
+
+def grey_jpeg(pixels_HW: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HW).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def test_unknown_is_no_match(tmp_path):
