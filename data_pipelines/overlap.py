@@ -26,7 +26,7 @@ from etils import epath
 from data_pipelines.options import option, run
 from data_pipelines.overlap_keys import KINDS, Collection, cluster, collect
 from data_pipelines.query import connect
-from data_pipelines.subset import save_uids, uids_of
+from data_pipelines.uids import save_uids, uids_of
 from jaxclip.data.record import write_atomically
 from jaxclip.data.tfds import TfdsDataset
 
@@ -137,7 +137,7 @@ def _exclude(
         connection = connect(a.records)
         for name, found in lists.items():
             positions = a.positions[found]
-            save_uids(out / "exclude" / f"{name}.npy", uids_of(connection, a.records, positions))
+            save_uids(out / "exclude" / f"{name}.npy", uids_of(connection, positions))
             counts[f"{name}.npy"] = len(positions)
     return counts
 

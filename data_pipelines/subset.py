@@ -18,23 +18,19 @@ identity. uids.npy beside the positions is a list as DataComp's tools read it (s
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from etils import epath
 
 from data_pipelines.options import option, run
 from data_pipelines.query import check_where, connect, run_query
-from jaxclip.data.record import SPLITS, TEXT_FIELDS, Dataset, write_atomically
+from data_pipelines.uids import IDENTITY, load_list, save_uids, uid_expression, uids_of
+from jaxclip.data.record import SPLITS, Dataset
 from jaxclip.data.subset import Subset, write_subset
 
-IDENTITY = ("image_sha256", "article_id", "figure_id", "panel_id")
-IDENTITY += tuple(f"{field}_chars" for field in TEXT_FIELDS)
-UID = np.dtype("u8,u8")
 UIDS = "uids.npy"
 
 
@@ -89,7 +85,7 @@ def make_subset(options: SubsetOptions) -> Subset:
     positions = _choose(connection, options, pool, counts, shares)
     if shares:
         counts["strata"] = _strata(connection, options, positions)
-    uids = uids_of(connection, dataset, positions)
+    uids = uids_of(connection, positions)
     made_by = {"module": "data_pipelines.subset"} | dataclasses.asdict(options)
     del made_by["out"]
     subset = write_subset(
@@ -117,10 +113,6 @@ def summary(subset: Subset) -> str:
 
 
 # --- The choice, in SQL ---------------------------------------------------------------------------
-
-
-def _uid(columns: Sequence[str]) -> str:
-    return "uid" if "uid" in columns else f"md5(concat_ws(chr(31), {', '.join(IDENTITY)}))"
 
 
 def _check_columns(
@@ -170,9 +162,9 @@ def _pool(options: SubsetOptions) -> str:
 def _lists_condition(options: SubsetOptions, columns: Sequence[str]) -> str:
     parts = []
     if options.uids:
-        parts.append(f"{_uid(columns)} IN (SELECT id FROM wanted_uids)")
+        parts.append(f"{uid_expression(columns)} IN (SELECT id FROM wanted_uids)")
     if options.exclude:
-        parts.append(f"{_uid(columns)} NOT IN (SELECT id FROM excluded_uids)")
+        parts.append(f"{uid_expression(columns)} NOT IN (SELECT id FROM excluded_uids)")
         parts.append("article_id NOT IN (SELECT id FROM excluded_articles)")
     return " AND ".join(parts) or "true"
 
@@ -334,56 +326,6 @@ def _strata(
     )
     found = run_query(connection, options.where, query)
     return dict(zip(map(str, found["s"]), map(int, found["n"]), strict=True))
-
-
-# --- Lists of uids --------------------------------------------------------------------------------
-
-
-def uids_of(
-    connection: duckdb.DuckDBPyConnection, dataset: Dataset, positions: np.ndarray
-) -> list[str]:
-    """uid of each position, 32 hex digits."""
-    connection.register("asked", pa.table({"position": positions, "i": np.arange(len(positions))}))
-    query = (
-        f"SELECT {_uid(_columns(connection))} FROM metadata JOIN asked USING (position) ORDER BY i"
-    )
-    return [row[0] for row in connection.execute(query).fetchall()]
-
-
-def save_uids(path: epath.PathLike, uids: Sequence[str]) -> None:
-    """DataComp's form: the two halves of each uid as u8, sorted, in a .npy."""
-    pairs = np.array([(int(uid[:16], 16), int(uid[16:32], 16)) for uid in uids], UID)
-    temporary = epath.Path(f"{os.fspath(path)}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, np.sort(pairs))
-    temporary.replace(path)
-
-
-def load_list(path: str) -> pa.Table:
-    """One column, `uid` of a .npy or `article` of a .txt with an id a line.
-
-    Raises ValueError: another kind of file; FileNotFoundError: none.
-    """
-    file = epath.Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: there is no such list.")
-    if path.endswith(".txt"):
-        lines = [line.strip() for line in file.read_text().splitlines()]
-        return pa.table({"article": pa.array([line for line in lines if line], pa.string())})
-    try:
-        with file.open("rb") as opened:
-            pairs = np.load(opened, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} must be a .npy of uids or a .txt of article ids: {error}"
-        ) from None
-    if pairs.dtype != UID:
-        raise ValueError(f"{path} has {pairs.dtype}; a list of uids has pairs of u8 (DataComp).")
-    return pa.table({"uid": [f"{high:016x}{low:016x}" for high, low in pairs.tolist()]})
-
-
-def save_articles(path: epath.PathLike, articles: Sequence[str]) -> None:
-    write_atomically(path, "".join(f"{article}\n" for article in sorted(set(articles))))
 
 
 if __name__ == "__main__":
