@@ -140,7 +140,7 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
 def _join_lists(
     connection: duckdb.DuckDBPyConnection, only: list[pa.Table], exclude: list[pa.Table]
 ) -> None:
-    """Tables wanted_uids, excluded_uids and excluded_articles, and macros of which apply."""
+    """Makes the tables wanted_uids, excluded_uids and excluded_articles."""
     empty = pa.table({"id": pa.array([], pa.string())})
     for name, tables in (
         ("wanted_uids", only),
