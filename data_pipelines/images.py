@@ -10,11 +10,13 @@ import os
 import posixpath
 import zipfile
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipelines.remote import filesystem, is_url, open_file
 from jaxclip.data.image import ImageError, decode_image
 
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
@@ -112,8 +114,10 @@ def _encode_png(pixels_HW3: np.ndarray) -> bytes:
 
 
 @functools.lru_cache(maxsize=1)  # a zip's directory is read once a process
-def open_images(path: str) -> "ImageFolder | ImageZip":
-    """Raises ValueError: there is no folder and no zip at `path`."""
+def open_images(path: str) -> "ImageFolder | ImageZip | RemoteFolder":
+    """A folder or a zip, also of a URL. Raises ValueError: there is neither at `path`."""
+    if is_url(path):
+        return ImageZip(open_file(path)) if path.endswith(".zip") else RemoteFolder(path)
     if os.path.isdir(path):
         return ImageFolder(path)
     if zipfile.is_zipfile(path):
@@ -147,17 +151,15 @@ class ImageFolder:
 class ImageZip:
     """Members of a zip, read in place."""
 
-    def __init__(self, path: str):
-        self._zip = zipfile.ZipFile(path)
+    def __init__(self, file: str | BinaryIO):
+        self._zip = zipfile.ZipFile(file)
 
     def names(self) -> list[str]:
         return [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
     def read(self, name: str) -> bytes:
         """Raises ImageError: outside the zip, not there, too large, unreadable."""
-        member = posixpath.normpath(name)
-        if member.startswith(("/", "../")):
-            raise ImageError("path outside images", name)
+        member = _path_inside(name)
         try:
             info = self._zip.getinfo(member)
         except KeyError:
@@ -168,6 +170,29 @@ class ImageZip:
                 return opened.read(MAX_FILE_BYTES)
         except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise ImageError("unreadable file", str(error)) from None  # RuntimeError: encrypted
+
+
+class RemoteFolder:
+    """Files below a URL, and nothing outside it."""
+
+    def __init__(self, url: str):
+        self._fs, self._root = filesystem(url)
+
+    def read(self, name: str) -> bytes:
+        """Raises ImageError: outside the folder, not there, too large. OSError: no connection."""
+        file = f"{self._root.rstrip('/')}/{_path_inside(name)}"
+        try:
+            _check_size(self._fs.size(file) or 0, name)
+            return self._fs.cat_file(file)
+        except FileNotFoundError:
+            raise ImageError("missing file", name) from None
+
+
+def _path_inside(name: str) -> str:
+    path = posixpath.normpath(name)
+    if path.startswith(("/", "../")) or path == "..":
+        raise ImageError("path outside images", name)
+    return path
 
 
 def _check_size(size: int, name: str) -> None:

@@ -25,6 +25,19 @@ class WriteOptions:
     overwrite: bool = option(False, "replace the dataset at --out")
 
 
+def take_beam_options(argv: list[str]) -> list[str]:
+    """Takes Apache Beam's options out of a command line. Nothing is taken without --runner=."""
+    if not any(argument.startswith("--runner=") for argument in argv):
+        return []
+    from apache_beam.options.pipeline_options import PipelineOptions  # takes seconds
+
+    known = PipelineOptions([]).get_all_options()
+    taken = [arg for arg in argv if arg[:2] == "--" and arg[2:].partition("=")[0] in known]
+    for argument in taken:
+        argv.remove(argument)
+    return taken
+
+
 def run(build: Callable[..., Any], *option_classes: type) -> None:
     """Makes a flag of every field of the classes, then calls build(*options).
 

@@ -16,7 +16,6 @@ parquet of your own with image bytes, row groups should not be much larger than 
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines.images import MAX_FILE_BYTES, open_images, prepare_image
-from data_pipelines.options import WriteOptions, option, run
+from data_pipelines.figure import Figure, FigureOptions, as_text, to_example
+from data_pipelines.images import MAX_FILE_BYTES, open_images
+from data_pipelines.options import option, run
 from data_pipelines.text_table import (
     UNREADABLE,
     columns_of,
@@ -37,14 +37,11 @@ from data_pipelines.text_table import (
 )
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import Dataset, Drop, Example, Record, split_of
-
-SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
-SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
+from jaxclip.data.record import Dataset, Drop, Example
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class TableOptions(WriteOptions):
+class TableOptions(FigureOptions):
     """The command line; what is "column" names one of the table's."""
 
     table: str = option("", "the table: .csv, .tsv, .jsonl (each also .gz) or .parquet")
@@ -60,34 +57,19 @@ class TableOptions(WriteOptions):
     source: str = option("", "column, or if there is none of this name, the value of every record")
     licence: str = option("", "column, or if there is none of this name, the value of every record")
     keep: tuple[str, ...] = option((), "columns to keep as signals in metadata.parquet")
-    split: tuple[float, ...] = option((0.9, 0.05, 0.05), "shares of train, validation, test")
-    split_salt: str = option("", "another salt is another partition")
     split_column: str = option("", "column: train, validation or test, instead of --split")
-    min_side: int = option(16, "pixels; a smaller image is dropped")
-    min_caption_chars: int = option(1, "a shorter caption is dropped")
-    short_side: int = option(288, "pixels; a larger image is reduced to it")
-    quality: int = option(92, "of the JPEG")
-    keep_original: bool = option(False, "keep the image's size, and a JPEG's or PNG's bytes")
     records_per_shard: int = option(0, "rows that one shard is made of; 0: 1/16, 64 to 4096")
 
     def __post_init__(self):
-        self.keep, self.split = tuple(self.keep), tuple(float(share) for share in self.split)
+        self.keep = tuple(self.keep)
 
     def validate(self) -> None:
         for name in ("table", "image", "caption", "group", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
-        if len(self.split) != 3 or min(self.split) < 0 or not math.isclose(sum(self.split), 1):
-            raise ValueError(
-                f"split {self.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
-            )
         if self.records_per_shard < 0:
             raise ValueError(f"records_per_shard ({self.records_per_shard}) must be 0 or more.")
-        for name in ("min_side", "min_caption_chars", "short_side", "quality"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
-        if self.quality > 100:
-            raise ValueError(f"quality ({self.quality}) must be at most 100.")
+        FigureOptions.validate(self)
 
     def text_columns(self) -> list[str]:
         roles = ("image", "caption", "group", "panel_caption", "references", "summary")
@@ -159,12 +141,9 @@ def build_table(
 
 
 def _made_by(options: TableOptions, module: str) -> dict[str, Any]:
-    content = dataclasses.asdict(options)
-    for name in ("out", "workers", "overwrite", "tokenizer_vocab"):
-        del content[name]
     stat = os.stat(options.table)  # a changed table is another input
     table = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
-    return {"module": module, "options": content, "table": table}
+    return {"module": module, "options": options.content(), "table": table}
 
 
 def key_warnings(dataset: Dataset) -> list[str]:
@@ -204,75 +183,49 @@ def _make_items(
 
 def _make_item(options: TableOptions, number: int, row: Mapping[str, Any]) -> Example | Drop:
     name, data = _name_and_bytes(row[options.image])
-    drop = functools.partial(Drop, item=f"row {number}: {name}" if name else f"row {number}")
+    item = f"row {number}: {name}" if name else f"row {number}"
     if row.get(UNREADABLE):
-        return drop(reason="unreadable row", detail=row[UNREADABLE])
+        return Drop(item=item, reason="unreadable row", detail=row[UNREADABLE])
 
     def text(role: str) -> str:
         column = getattr(options, role)
-        return _text(row[column]) if column in row else ""
+        return as_text(row[column]) if column in row else ""
 
-    if not text("group"):
-        return drop(reason="missing group")
-    if not text("caption"):
-        return drop(reason="empty caption")
-    if len(text("caption")) < options.min_caption_chars:
-        return drop(reason="caption too short", detail=text("caption"))
-    if options.split_column:
-        split = SPLIT_NAMES.get(text("split_column").lower())
-        if split is None:
-            return drop(reason="unknown split", detail=text("split_column"))
-    else:
-        split = split_of(text("group"), options.split, options.split_salt)
-    try:
-        image = prepare_image(
-            _read_image(options, name, data),
-            short_side=options.short_side,
-            quality=options.quality,
-            keep_original=options.keep_original,
-            min_side=options.min_side,
-        )
-    except ImageError as error:
-        return drop(reason=error.reason, detail=error.detail)
-    record = Record(
-        image=image.data,
-        width=image.width,
-        height=image.height,
+    figure = Figure(
+        name=item,
+        image=_read_image(options, name, data),
         article_id=text("group"),
         figure_id=text("figure") if options.figure else name or f"row {number}",
         panel_id=text("panel"),
         source=text("source") if options.source in row else options.source,
         licence=text("licence") if options.licence in row else options.licence,
+        split=text("split_column") if options.split_column else None,
+        signals={name: row[name] for name in options.keep},
         **{role: text(role) for role in ("caption", "panel_caption", "references", "summary")},
     )
-    signals = {name: row[name] for name in options.keep}
-    signals |= {"original_width": image.original_width, "original_height": image.original_height}
-    return Example(record=record, split=split, signals=signals)
+    return to_example(figure, options)
 
 
 def _name_and_bytes(image: Any) -> tuple[str, bytes | None]:
     """A cell of the image column: a path, bytes, or Hugging Face's {"bytes": ..., "path": ...}."""
     if isinstance(image, dict):
-        return _text(image.get("path")), image.get("bytes")
-    return ("", image) if isinstance(image, bytes) else (_text(image), None)
+        return as_text(image.get("path")), image.get("bytes")
+    return ("", image) if isinstance(image, bytes) else (as_text(image), None)
 
 
-def _read_image(options: TableOptions, name: str, data: bytes | None) -> bytes:
-    if data is not None:
-        if len(data) > MAX_FILE_BYTES:
-            raise ImageError("file too large", f"{len(data)} bytes, at most {MAX_FILE_BYTES}")
-        return data
-    if not name:
-        raise ImageError("no image named")
-    if not options.images:
-        raise ImageError("missing file", "the table has no bytes, and there is no --images")
-    return open_images(options.images).read(name)
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:  # NaN is how pandas writes an empty cell
-        return ""
-    return str(value).strip()
+def _read_image(options: TableOptions, name: str, data: bytes | None) -> bytes | ImageError:
+    try:
+        if data is not None:
+            if len(data) > MAX_FILE_BYTES:
+                raise ImageError("file too large", f"{len(data)} bytes, at most {MAX_FILE_BYTES}")
+            return data
+        if not name:
+            raise ImageError("no image named")
+        if not options.images:
+            raise ImageError("missing file", "the table has no bytes, and there is no --images")
+        return open_images(options.images).read(name)
+    except ImageError as error:
+        return error
 
 
 def _check_types(options: TableOptions, schema: pa.Schema) -> None:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.remote import open_file
+
 UNREADABLE = "unreadable_row"  # column of the staged table: what is wrong with a row, or null
 ROWS_PER_GROUP = 2048  # of the staged table: what a worker reads at once
 MAX_CELL = 16 << 20  # characters; a csv with an unclosed quote is one cell to its end
@@ -52,7 +54,8 @@ def read_text_table(table: str) -> Iterator[dict[str, Any] | BadRow]:
 
 
 def _open(table: str) -> BinaryIO:
-    return gzip.open(table) if table.endswith(".gz") else open(table, "rb")
+    file = open_file(table)
+    return gzip.open(file) if table.endswith(".gz") else file
 
 
 @contextlib.contextmanager

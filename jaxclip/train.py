@@ -182,7 +182,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
     if step < total_steps:
         say(f"Stopped by SIGTERM; step {step:,} is saved. Run the same command again to go on.")
         return False
-    say(summarize(workdir, config, step))
+    say(summarize(workdir, config, step, sources, flops))
     return True
 
 

@@ -24,7 +24,7 @@ from etils import epath
 from jaxclip import command
 from jaxclip.checkpoint import load_params
 from jaxclip.config import TrainConfig, differences, load_config, to_dict
-from jaxclip.data.pipeline import Source
+from jaxclip.data.pipeline import Source, seen_of
 from jaxclip.data.record import write_atomically
 from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
 from jaxclip.evals.suite import model_inputs, score_lines
@@ -110,7 +110,7 @@ def claim_workdir(
       ValueError: the workdir belongs to another run; names the fields, dataset or tokenizer.
     """
     identity = {
-        "datasets": [source.dataset.content_hash for source in sources],
+        "datasets": [source.content_hash for source in sources],
         "tokenizer": tokenizer.fingerprint,
     }
     config_file, run_file = workdir / "config.json", workdir / "run.json"
@@ -175,12 +175,12 @@ def describe(
     """What is about to happen, a line a fact."""
     samples = total_steps * config.batch_size
     lines = []
-    for source in sources:
+    for source, seen in zip(sources, seen_of(sources, samples), strict=True):
         records = len(source.positions)
         without = f", {source.without_text:,} without text left out" if source.without_text else ""
         lines.append(
-            f"{source.dataset.path}: {records:,} training pairs{without}; "
-            f"{source.weight:.1%} of the samples, {samples * source.weight / records:.2f} epochs"
+            f"{source.path}: {records:,} training pairs{without}; "
+            f"{source.weight:.1%} of the samples, {seen.epochs:.2f} epochs"
         )
     image, text = (
         sum(x.size for x in jax.tree.leaves(params_shape[tower])) / 1e6
@@ -198,7 +198,28 @@ def describe(
     ]
 
 
-def summarize(workdir: epath.Path, config: TrainConfig, step: int) -> str:
+def budget_lines(sources: Sequence[Source], samples: int, train_flops_per_pair: float) -> list[str]:
+    """What a run has cost and seen: samples, unique pairs and epochs of each source, FLOPs."""
+    seen = seen_of(sources, samples)
+    unique = sum(s.unique_pairs for s in seen)
+    lines = [
+        f"Budget: {samples:,} samples seen of {unique:,} unique pairs; "
+        f"{samples * train_flops_per_pair:.3g} FLOPs."
+    ]
+    return lines + [
+        f"- {source.path}: {s.samples:,} samples, {s.unique_pairs:,} unique pairs of "
+        f"{len(source.positions):,}, {s.epochs:.2f} epochs"
+        for source, s in zip(sources, seen, strict=True)
+    ]
+
+
+def summarize(
+    workdir: epath.Path,
+    config: TrainConfig,
+    step: int,
+    sources: Sequence[Source],
+    train_flops_per_pair: float,
+) -> str:
     """One page on a finished run; also left as WORKDIR/summary.md."""
     train_lines = [line for line in read_metrics(workdir) if "loss" in line]
     score_dicts = [line for line in read_metrics(workdir) if "loss" not in line]
@@ -216,6 +237,7 @@ def summarize(workdir: epath.Path, config: TrainConfig, step: int) -> str:
             "",
             f"Finished: {step:,} steps, {step * config.batch_size:,} samples seen.",
             f"Batches: optimizer {config.batch_size:,}, contrastive {config.contrasted:,} pairs.",
+            *budget_lines(sources, step * config.batch_size, train_flops_per_pair),
             f"Loss: {train_lines[0]['loss']:.4f} at first, {np.mean(tail):.4f} in the mean of the "
             f"last {len(tail)} steps{chance}.",
             f"Speed: {np.median(rates):,.0f} pairs/s (median).",

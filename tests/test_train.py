@@ -103,6 +103,7 @@ def test_a_run_tells_what_it_does_and_leaves_what_it_promises(undisturbed):
         "MFU",
         "ETA",
         "data wait",
+        "Budget: 384 samples seen of 42 unique pairs",
     ):
         assert said in out, said
     summary = (workdir / "summary.md").read_text()

@@ -21,7 +21,9 @@ import numpy as np
 from jaxclip.data.image import ImageConfig, ImageError, eval_image, train_image
 from jaxclip.data.order import Ref, TrainSamples
 from jaxclip.data.record import Dataset, Record, hash64
+from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.text import TextPolicy, Tokenizer, TokenizerConfig, choose_text
+from jaxclip.data.tfds import TfdsDataset
 
 MAX_CHUNK = 64  # samples that one thread turns into a piece of a batch
 MAX_LABELS = 1024  # kinds, as each row of a batch has a number for each
@@ -33,7 +35,7 @@ Batch = dict[str, np.ndarray]
 class DataConfig:
     """What is read, and how it becomes pixels and tokens."""
 
-    path: tuple[str, ...] = ()  # datasets, mixed: --config.data.path=A --config.data.path=B
+    path: tuple[str, ...] = ()  # datasets, subsets, TFDS: --config.data.path=A --config.data.path=B
     weights: tuple[float, ...] = ()  # share of the samples from each; (): by their sizes
     label: str = ""  # metadata column with each record's label or list of labels; for losses that
     # know of classes
@@ -66,25 +68,28 @@ class DataConfig:
 
 @dataclasses.dataclass(slots=True)
 class Source:
-    """The records of one split of one dataset that have a text under the run's policy."""
+    """The records of one split of a dataset or subset that have a text under the run's policy."""
 
-    dataset: Dataset
+    dataset: Dataset | TfdsDataset
     positions: np.ndarray  # int64 [N]
     weight: float  # share of the samples; the sources' weights sum to 1
     without_text: int  # records of the split that were left out: no text in the policy's fields
+    path: str  # as in config.path: of the dataset, or of the subset
+    content_hash: str  # of what is at path
     labels: np.ndarray | None = None  # bool [records of the dataset, kinds of label in all sources]
 
 
 def open_sources(config: DataConfig, split: str) -> list[Source]:
-    """Opens the datasets of config.path.
+    """Opens the datasets, subsets and TFDS datasets of config.path.
 
     Raises:
-      FileNotFoundError, ValueError: as Dataset does; a dataset has no record to use in this split.
+      FileNotFoundError, ValueError: as open_dataset does; there is no record to use in this split.
     """
     sources = []
     for path in config.path:
-        dataset = Dataset(path)
-        positions = dataset.positions(split)
+        opened = open_dataset(path)
+        dataset = opened.dataset if isinstance(opened, Subset) else opened
+        positions = opened.positions(split)
         chars = dataset.columns([f"{field}_chars" for field in config.text.fields])
         has_text = np.sum([column.to_numpy() for column in chars.columns], axis=0) > 0
         used = positions[has_text[positions]]
@@ -94,7 +99,9 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
                 f"has text in data.text.fields {config.text.fields}. Splits: "
                 f"{dataset.manifest['counts']['splits']}."
             )
-        sources.append(Source(dataset, used, float(len(used)), len(positions) - len(used)))
+        without_text = len(positions) - len(used)
+        weight = float(len(used))
+        sources.append(Source(dataset, used, weight, without_text, path, opened.content_hash))
     weights = config.weights or [source.weight for source in sources]
     for source, weight in zip(sources, weights, strict=True):
         source.weight = weight / sum(weights)
@@ -120,6 +127,29 @@ def _read_labels(sources: Sequence[Source], column: str) -> None:
         source.labels = np.zeros((len(of_source), len(kinds)), bool)
         for row, labels in zip(source.labels, of_source, strict=True):
             row[[kinds[label] for label in labels]] = True
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Seen:
+    """How much of a source a run has seen."""
+
+    samples: int
+    unique_pairs: int  # of its records, each once, with whatever text and crop
+    epochs: float
+
+
+def seen_of(sources: Sequence[Source], samples: int) -> list[Seen]:
+    """What a run's first samples have of each source, as TrainSamples mixes them.
+
+    A record that two sources share counts in both.
+    """
+    seen, weights = [], [source.weight for source in sources]
+    for i, source in enumerate(sources):
+        count = math.floor(samples * (weights[i] / sum(weights[i:])) + 0.5)
+        records = len(source.positions)
+        seen.append(Seen(count, min(count, records), count / records))
+        samples -= count
+    return seen
 
 
 def num_cores() -> int:

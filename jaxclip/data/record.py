@@ -34,6 +34,9 @@ from etils import epath
 SCHEMA_VERSION = 1
 METADATA = "metadata.parquet"
 SPLITS = ("train", "validation", "test")
+# what others call them
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
+SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
 
 
@@ -61,7 +64,9 @@ class Record:
     def pack(self) -> bytes:
         """The bytes of one ArrayRecord entry: msgpack of [schema version, fields]."""
         self.image_sha256 = hashlib.sha256(self.image).hexdigest()
-        packed = msgpack.packb([SCHEMA_VERSION, dataclasses.asdict(self)])
+        # not asdict(), which copies in depth: 0.2 ms
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        packed = msgpack.packb([SCHEMA_VERSION, fields])
         assert packed is not None
         return packed
 

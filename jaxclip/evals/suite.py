@@ -75,7 +75,7 @@ def make_evaluate(
             embeddings = embed_split(embed, params, batches, mesh)
             name = f"{config.eval.split}/"
             if len(sources) > 1:
-                name += f"{source.dataset.path.name}/"
+                name += f"{epath.Path(source.path).name}/"
             found = {"": retrieval(embeddings)}
             for (prompt_name, p), label in zip(prompts, source_labels, strict=True):
                 found[f"zero_shot/{prompt_name}/"] = zero_shot(embeddings, label, p, encode_texts)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_pipelines import images, table
+from data_pipelines import figure, images
 from data_pipelines.mednist import MednistOptions, build_mednist, caption_of
 from data_pipelines.table import TableOptions, build_table, read_rows
 from jaxclip.data.record import Dataset
@@ -174,7 +174,7 @@ def test_failure_names_the_row_and_is_resumed(tmp_path, folder, csv_hash, monkey
         return images.prepare_image(data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(table, "prepare_image", broken)
+        patch.setattr(figure, "prepare_image", broken)
         with pytest.raises(RuntimeError, match=r"range\(2, 4\).*row 3 of .*t\.csv.*MemoryError"):
             build(tmp_path / "out", path, folder)
     assert (tmp_path / "out" / "records-00000.json").exists()

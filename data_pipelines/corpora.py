@@ -1,0 +1,301 @@
+r"""A corpus as it was released -> a DATASET.
+
+    python -m data_pipelines.corpora --layout=open_pmc --input='open-pmc/train-*.tar' --out=DIR
+    python -m data_pipelines.corpora --layout=biomedica --input='gs://BUCKET/{a,b}*.tar' --out=DIR
+    python -m data_pipelines.corpora --layout=pmc_oa --input=pmc_oa.jsonl --images=images.zip \
+        --out=DIR
+    python -m data_pipelines.corpora --layout=webdataset --input=DIR --caption=txt --group=patient \
+        --out=DIR
+    python -m data_pipelines.corpora --layout=tfds --input=DATA_DIR/NAME/1.0.0 --out=DIR
+
+Layouts: open_pmc, open_pmc_18m, pmc_oa, biomedica, roco, rocov2, medicat, quilt (see layouts.py),
+and three of any fields: webdataset (tars), parquet (Hugging Face's, with an image column) and tfds,
+where --caption, --group, ... name a field; for a table of files see table.py.
+
+--input may be paths, folders, globs and {00..09}, local or gs://, s3://, https://. Nothing is
+unpacked to disk. A tar, a row group or a range of rows is one shard: a run that was stopped goes on
+with the next one. What does not become a record is in dropped.jsonl with the reason. By default a
+process a core; with --runner=..., Apache Beam's options: the same shards on many machines.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data_pipelines.figure import Figure, FigureOptions, as_text, to_example
+from data_pipelines.images import open_images
+from data_pipelines.layouts import LAYOUTS, Layout, parse_name
+from data_pipelines.options import option, run, take_beam_options
+from data_pipelines.remote import expand, is_url, open_file
+from data_pipelines.table import key_warnings
+from data_pipelines.text_table import BadRow, read_rows, read_text_table, stage
+from data_pipelines.tfds import read_tfds, tfds_jobs
+from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
+from data_pipelines.write import STAGED_ROWS, build_dataset
+from jaxclip.data.image import ImageError
+from jaxclip.data.record import SPLIT_NAMES, Dataset, Drop, Example
+
+SUFFIXES = {
+    "tar": TAR_SUFFIXES,
+    "parquet": (".parquet",),
+    "table": (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv"),
+}
+ROWS_PER_SHARD = 4096
+ROLES = ("caption", "panel_caption", "references", "summary", "figure", "panel", "licence")
+IMAGE_FIELDS = ("image_bytes", "image", "jpg", "png", "webp")
+CAPTION_FIELDS = ("caption", "txt", "text", "report")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class CorpusOptions(FigureOptions):
+    """The command line."""
+
+    layout: str = option("", f"{', '.join(LAYOUTS)}, webdataset, parquet or tfds")
+    input: tuple[str, ...] = option((), "files, folders, globs, {00..09}; comma-separated")
+    images: str = option("", "pmc_oa, roco, medicat, quilt: folder or zip; default: the table's")
+    split_by_article: bool = option(False, "also where the release has its own splits")
+    image: str = option("", "field with the image; default: the first that is one")
+    caption: str = option("", f"field; default: the first there is of {', '.join(CAPTION_FIELDS)}")
+    group: str = option("", "field: article or patient; default: every image its own")
+    panel_caption: str = option("", "field: the part of the caption about this panel")
+    references: str = option("", "field: the sentences that cite the figure")
+    summary: str = option("", "field: summary of the references")
+    figure: str = option("", "field: figure id; default: the sample's key")
+    panel: str = option("", "field: panel id within the figure")
+    licence: str = option("", "field")
+    keep: tuple[str, ...] = option((), "fields to keep as signals in metadata.parquet")
+    source: str = option("", "name of the corpus in every record; default: the layout's")
+
+    def __post_init__(self):
+        self.input = (self.input,) if isinstance(self.input, str) else tuple(self.input)
+        self.keep = tuple(self.keep)
+
+    def validate(self) -> None:
+        FigureOptions.validate(self)
+        for name in ("layout", "input", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
+        if self.layout not in (*LAYOUTS, *GENERIC):
+            known = ", ".join((*LAYOUTS, *GENERIC))
+            raise ValueError(f"layout ({self.layout!r}) must be one of {known}.")
+        fields = ("image", "group", "keep", *ROLES)
+        if self.layout in LAYOUTS and (named := [f for f in fields if getattr(self, f)]):
+            raise ValueError(f"{named[0]} is known of {self.layout}. Leave --{named[0]} out.")
+
+
+def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
+    """Builds the dataset of a released corpus.
+
+    Args:
+      beam: options of Apache Beam, see build_dataset.
+    Raises:
+      ValueError, FileNotFoundError: an option, no such files, or what build_dataset raises.
+    """
+    options.validate()
+    layout = LAYOUTS.get(options.layout) or GENERIC[options.layout]
+    if layout.reader == "tfds":
+        files = {path: -1 for path in options.input}
+    else:
+        files = expand(options.input, SUFFIXES[layout.reader])
+    listing = json.dumps(sorted(files.items()))
+    content = options.content() | {"images": options.images}
+    dataset = build_dataset(
+        options.out,
+        jobs=functools.partial(JOBS[layout.reader], options, list(files)),
+        make_items=functools.partial(make_items, options),
+        made_by={
+            "module": "data_pipelines.corpora",
+            "options": content,
+            "files": {"count": len(files), "sha256": hashlib.sha256(listing.encode()).hexdigest()},
+        },
+        workers=options.workers,
+        beam=beam,
+        tokenizer_vocab=options.tokenizer_vocab,
+        overwrite=options.overwrite,
+    )
+    for warning in key_warnings(dataset):
+        print(warning)
+    return dataset
+
+
+# --- Jobs: what one shard is made of -------------------------------------------------------------
+
+
+def _tar_jobs(options: CorpusOptions, files: list[str]) -> list[str]:
+    return files
+
+
+def _parquet_jobs(options: CorpusOptions, files: list[str]) -> list[tuple[str, int]]:
+    """(file, row group): a group is what can be read at once."""
+    jobs = []
+    for file in files:
+        with open_file(file) as opened:
+            jobs += [(file, group) for group in range(pq.ParquetFile(opened).num_row_groups)]
+    return jobs
+
+
+def _table_jobs(options: CorpusOptions, files: list[str]) -> list[range]:
+    """Ranges of the rows of all tables, which are staged first."""
+    staged = os.path.join(options.out, STAGED_ROWS)
+    if not os.path.exists(staged):
+        print(f"Reading {', '.join(files)} ...")
+        stage(_table_rows(files), ["row"], [], staged, from_csv=False)
+    rows = pq.read_metadata(staged).num_rows
+    step = min(max(64, math.ceil(rows / 16)), ROWS_PER_SHARD)
+    return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _table_rows(files: list[str]) -> Iterator[dict[str, Any] | BadRow]:
+    for file in files:
+        for number, row in enumerate(read_text_table(file)):
+            if isinstance(row, BadRow):
+                yield BadRow(f"{file}, {row.detail}")
+            else:
+                row = {"__key__": str(number), "__url__": file, **row}
+                yield {"row": json.dumps(row)}
+
+
+JOBS = {"tar": _tar_jobs, "parquet": _parquet_jobs, "table": _table_jobs}
+JOBS["tfds"] = lambda options, files: tfds_jobs(files, ROWS_PER_SHARD)
+
+
+# --- Items: rows of a job, each to a record or a drop ---------------------------------------------
+
+
+def make_items(options: CorpusOptions, job: Any) -> Iterator[Example | Drop]:
+    layout = LAYOUTS.get(options.layout) or GENERIC[options.layout]
+    for row in _rows(options, layout, job):
+        if isinstance(row, Drop):
+            yield row
+            continue
+        try:
+            row["__split__"] = _split_of_file(row.get("__split__") or row["__url__"])
+            if layout.to_figure:
+                figure = layout.to_figure(row)
+            else:
+                figure = _figure_of_fields(options, row)
+            split = None if options.split_by_article else figure.split
+            source = options.source or layout.source or options.layout
+            licence = figure.licence or layout.licence
+            figure = dataclasses.replace(figure, split=split, source=source, licence=licence)
+            yield to_example(figure, options)
+        except Exception as error:
+            error.add_note(f"{row['__key__']} of {row['__url__']}")
+            raise
+
+
+def _rows(options: CorpusOptions, layout: Layout, job: Any) -> Iterable[dict[str, Any] | Drop]:
+    if layout.reader == "tar":
+        return read_samples(job)
+    if layout.reader == "parquet":
+        return _parquet_rows(*job)
+    if layout.reader == "tfds":
+        return read_tfds(*job)
+    return _staged_rows(options, layout, job)
+
+
+def _parquet_rows(file: str, group: int) -> Iterator[dict[str, Any]]:
+    with open_file(file) as opened:
+        parquet = pq.ParquetFile(opened)
+        first = sum(parquet.metadata.row_group(i).num_rows for i in range(group))
+        number = first
+        for batch in parquet.iter_batches(64, row_groups=[group], use_threads=False):
+            for row in batch.to_pylist():
+                yield {"__key__": f"row {number}", "__url__": file} | _with_bytes(row)
+                number += 1
+
+
+def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
+    """Hugging Face's {"bytes", "path"} of the column "image" becomes image_bytes."""
+    image = row.get("image")
+    if isinstance(image, Mapping) and image.get("bytes") is not None:
+        return row | {"image_bytes": image["bytes"]}
+    return row
+
+
+def _staged_rows(
+    options: CorpusOptions, layout: Layout, rows: range
+) -> Iterator[dict[str, Any] | Drop]:
+    staged = os.path.join(options.out, STAGED_ROWS)
+    for number, cells in read_rows(staged, rows, ["row"]):
+        if cells["row"] is None:
+            yield Drop(item=f"row {number}", reason="unreadable row", detail=_bad(cells))
+            continue
+        row = json.loads(cells["row"])
+        root = options.images or _folder(row["__url__"])
+        yield row | {"image_bytes": _find_image(root, layout.image_names(row))}
+
+
+def _bad(cells: Mapping[str, Any]) -> str:
+    return "; ".join(str(value) for value in cells.values() if value)
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
+
+
+def _find_image(root: str, names: Iterable[str]) -> bytes | ImageError:
+    first = ImageError("no image named")
+    for number, name in enumerate(names):
+        try:
+            return open_images(root).read(name)
+        except ImageError as error:
+            if error.reason != "missing file":
+                return error
+            first = error if number == 0 else first
+    return first
+
+
+def _split_of_file(name: str) -> str:
+    """ "data/validation-00000-of-00002.parquet" -> "validation"; "" where the name tells none."""
+    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
+    words += [word.removesuffix("data") for word in words if word.endswith("data")]
+    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
+
+
+def _figure_of_fields(options: CorpusOptions, row: Mapping[str, Any]) -> Figure:
+    """A row of any fields, by the names of the command line."""
+    captions = [options.caption] if options.caption else CAPTION_FIELDS
+    caption = next((row[name] for name in captions if name in row), "")
+    images = [options.image] if options.image else IMAGE_FIELDS
+    image = next((row[name] for name in images if row.get(name) is not None), None)
+    image = image.get("bytes") if isinstance(image, Mapping) else image
+    texts = {role: as_text(row.get(getattr(options, role))) for role in ROLES if role != "caption"}
+    key = str(row["__key__"])
+    article, figure, panel = parse_name(key)
+    return Figure(
+        name=f"{row['__url__']}: {key}",
+        image=image if isinstance(image, bytes) else ImageError("no image"),
+        caption=as_text(caption),
+        article_id=as_text(row.get(options.group)) if options.group else article or key,
+        figure_id=texts.pop("figure") or (figure if article else key),
+        panel_id=texts.pop("panel") or panel,
+        split=row["__split__"] or None,
+        signals={name: _signal(row.get(name)) for name in options.keep},
+        **texts,
+    )
+
+
+def _signal(value: Any) -> Any:
+    """What metadata.parquet and JSON can hold."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return [as_text(v) for v in value] if isinstance(value, (list, tuple)) else as_text(value)
+
+
+GENERIC = {
+    "webdataset": Layout(reader="tar", files="*.tar"),
+    "parquet": Layout(reader="parquet", files="*.parquet"),
+    "tfds": Layout(reader="tfds", files="DATA_DIR/NAME/[CONFIG/]VERSION"),
+}
+
+if __name__ == "__main__":
+    run(functools.partial(build_corpus, beam=take_beam_options(sys.argv)), CorpusOptions)

@@ -1,0 +1,161 @@
+r"""A DATASET -> a TFDS dataset (array_record), for all who read those; and the way back.
+
+    python -m data_pipelines.tfds --dataset=DATASET --name=my_corpus --out=DATA_DIR
+
+writes DATA_DIR/my_corpus/1.0.0: the image's bytes as they are, all texts and ids, and every column
+of metadata.parquet as a feature. TFDS has no missing values: they become "" in texts, NaN in
+numbers. No TensorFlow is needed, neither here nor by readers (`builder.as_data_source`).
+"""
+
+import dataclasses
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from etils import epath
+
+from data_pipelines.options import option, run
+from jaxclip.data.record import SPLITS, TEXT_FIELDS, Dataset
+from jaxclip.data.tfds import TfdsDataset, load_tfds
+
+RECORD_FIELDS = (*TEXT_FIELDS, "article_id", "figure_id", "panel_id", "source", "licence")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+# --- TFDS -> rows, for corpora.py -----------------------------------------------------------------
+
+
+def tfds_jobs(paths: Sequence[str], rows: int) -> list[tuple[str, int, int]]:
+    """(path, first, one past the last) of each shard."""
+    sizes = [(path, len(TfdsDataset(path))) for path in paths]
+    return [
+        (path, start, min(start + rows, size))
+        for path, size in sizes
+        for start in range(0, size, rows)
+    ]
+
+
+def read_tfds(path: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    dataset = TfdsDataset(path)
+    for position in range(start, stop):
+        row = dataset.row(position)
+        place = {"__key__": str(position), "__url__": path, "__split__": row.pop("split")}
+        yield row | place
+
+
+# --- DATASET -> TFDS ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TfdsOptions:
+    """The command line."""
+
+    dataset: str = option("", "the DATASET")
+    out: str = option("", "TFDS's data_dir")
+    name: str = option("", "name of the TFDS dataset: lower case, digits, _")
+    version: str = option("1.0.0", "of the TFDS dataset")
+
+    def validate(self) -> None:
+        for name in ("dataset", "out", "name"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name ({self.name!r}) must be lower case letters, digits and _.")
+        if not VERSION.fullmatch(self.version):
+            raise ValueError(f"version ({self.version!r}) must be like 1.0.0.")
+
+
+def publish(options: TfdsOptions) -> epath.Path:
+    """Writes the TFDS dataset; returns its folder, which TfdsDataset opens.
+
+    Raises:
+      ValueError: an option; there is one at the place already; a column TFDS has no type for.
+    """
+    options.validate()
+    dataset = Dataset(options.dataset)
+    folder = epath.Path(options.out) / options.name / options.version
+    if folder.exists():
+        raise ValueError(f"{folder} exists. Choose another --version, or remove it.")
+    builder = _builder_class(options, dataset)(data_dir=options.out, file_format="array_record")
+    builder.download_and_prepare()
+    print(f"{folder}: {len(dataset):,} records of {dataset.path}")
+    print(f"  next     python -m jaxclip.train --config=... --config.data.path={folder}")
+    return folder
+
+
+def _builder_class(options: TfdsOptions, dataset: Dataset) -> type:
+    tfds = load_tfds()
+    columns = {
+        field.name: _feature(tfds, field)
+        for field in dataset.metadata.schema
+        if field.name not in RECORD_FIELDS
+    }
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        name = options.name
+        VERSION = tfds.core.Version(options.version)
+
+        def _info(self):
+            texts = {field: tfds.features.Text() for field in RECORD_FIELDS}
+            features = {"image": tfds.features.Image(shape=(None, None, 3)), **texts, **columns}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"jaxclip dataset {dataset.content_hash}",
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,  # records stay in the order of their positions
+            )
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            positions = {split: dataset.positions(split) for split in SPLITS}
+            return {s: self._generate_examples(p) for s, p in positions.items() if len(p)}
+
+        def _generate_examples(self, positions: np.ndarray):
+            for position in positions.tolist():
+                yield position, _example(dataset, position, columns)
+
+    return Builder
+
+
+def _feature(tfds: Any, field: pa.Field) -> Any:
+    kind, many = field.type, False
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind, many = kind.value_type, True
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        # whole numbers with gaps need NaN, so only columns of the record itself are integers
+        feature = tfds.features.Scalar(np.int64 if field.name in INTEGERS else np.float64)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        feature = tfds.features.Text()
+    else:
+        raise ValueError(f"metadata column {field.name!r} is {kind}; TFDS has no type for it here.")
+    return tfds.features.Sequence(feature) if many else feature
+
+
+INTEGERS = {"position", "width", "height", "record_bytes", "original_width", "original_height"}
+INTEGERS |= {f"{field}_chars" for field in TEXT_FIELDS}
+
+
+def _example(dataset: Dataset, position: int, columns: dict[str, Any]) -> dict[str, Any]:
+    record = dataset[position]
+    row = dataset.metadata.slice(position, 1).to_pylist()[0]
+    example = {name: _filled(row[name], feature) for name, feature in columns.items()}
+    example |= {field: getattr(record, field) for field in RECORD_FIELDS}
+    return example | {"image": io.BytesIO(record.image)}  # a file: its bytes are kept as they are
+
+
+def _filled(value: Any, feature: Any) -> Any:
+    if isinstance(value, list):
+        return [_filled(item, feature.feature) for item in value]
+    if value is not None:
+        return value
+    if hasattr(feature, "feature"):
+        return []
+    return "" if feature.np_dtype == np.object_ else np.nan
+
+
+if __name__ == "__main__":
+    run(publish, TfdsOptions)

@@ -1,0 +1,197 @@
+"""Any TensorFlow Datasets (TFDS) dataset of images and texts, read as a DATASET is, without
+TensorFlow: it must have been prepared with file_format="array_record".
+
+    data.path=DATA_DIR/NAME/1.0.0
+    data.path='DATA_DIR/NAME/1.0.0?caption=report&article_id=patient'     # which feature is what
+
+Features that have the name of a field of Record are that field. Of the others, the only image is
+the image, and the only text the caption. Splits keep their names (val, valid and dev are
+validation). Positions are counted through train, validation and test.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import pyarrow as pa
+from etils import epath
+
+from jaxclip.data.image import ImageError, image_size
+from jaxclip.data.record import SPLIT_NAMES, SPLITS, TEXT_FIELDS, Record
+
+INFO = "dataset_info.json"
+MAPPED = ("image", *TEXT_FIELDS, "article_id", "figure_id", "panel_id", "source", "licence")
+
+
+def is_tfds(path: epath.PathLike) -> bool:
+    return (epath.Path(str(path).partition("?")[0]) / INFO).exists()
+
+
+class TfdsDataset:
+    """A prepared TFDS dataset, opened for reading: `dataset[position] -> Record`. Picklable.
+
+    Raises:
+      ValueError: tensorflow_datasets is not installed; the files are not array_record; which
+        feature is the image or the caption is not clear.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        directory, _, query = str(path).partition("?")
+        self.path, self._query = epath.Path(directory), dict(parse_qsl(query))
+        self._builder = _open_builder(self.path)
+        features = sorted(self._builder.info.features.items())
+        self.features = {name: type(feature).__name__ for name, feature in features}
+        self._fields = self._choose_fields()
+        named = {SPLIT_NAMES.get(name, ""): name for name in self._builder.info.splits}
+        self._splits = [(split, named[split]) for split in SPLITS if split in named]
+        lengths = [self._builder.info.splits[name].num_examples for _, name in self._splits]
+        self._stops = np.cumsum(lengths)
+        if not lengths:
+            found = ", ".join(self._builder.info.splits)
+            raise ValueError(f"{self.path} has the splits {found}; none is train or test.")
+        counts = dict.fromkeys(SPLITS, 0)
+        counts |= {split: length for (split, _), length in zip(self._splits, lengths, strict=True)}
+        self.manifest = {"counts": {"out": len(self), "splits": counts}}
+        self._sources = self._open()
+
+    def _choose_fields(self) -> dict[str, str]:
+        """Field of Record -> feature."""
+        fields = {name: name for name in MAPPED if name in self.features} | self._query
+        unknown = [n for n in fields if n not in MAPPED]
+        unknown += [f for f in fields.values() if f not in self.features]
+        if unknown:
+            raise ValueError(
+                f"{self.path}: {unknown[0]!r} is no feature or field. Features: "
+                f"{', '.join(self.features)}; fields: {', '.join(MAPPED)}."
+            )
+        for field, kind in (("image", "Image"), ("caption", "Text")):
+            candidates = [name for name, k in self.features.items() if k == kind]
+            if field not in fields and len(candidates) == 1:
+                fields[field] = candidates[0]
+            if field not in fields:
+                raise ValueError(
+                    f"{self.path} has no feature {field!r} and {len(candidates)} of type {kind} "
+                    f"({', '.join(candidates)}). Name it: data.path='{self.path}?{field}=FEATURE'."
+                )
+        return fields
+
+    def _open(self) -> list[Any]:
+        decoders = {  # images as the bytes they are
+            name: load_tfds().decode.SkipDecoding()
+            for name, k in self.features.items()
+            if k == "Image"
+        }
+        try:
+            return [
+                self._builder.as_data_source(name, decoders=decoders) for _, name in self._splits
+            ]
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.path} is not in array_record ({error}). Prepare it again with "
+                'file_format="array_record".'
+            ) from None
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        info = json.loads((self.path / INFO).read_text())
+        content = json.dumps([info, sorted(self._fields.items())], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def _row(self, position: int) -> Mapping[str, Any]:
+        index = int(np.searchsorted(self._stops, position, side="right"))
+        return self._sources[index][position - (int(self._stops[index - 1]) if index else 0)]
+
+    def row(self, position: int) -> dict[str, Any]:
+        """All features of a record, the image as bytes, and "split"."""
+        index = int(np.searchsorted(self._stops, position, side="right"))
+        row = dict(self._row(position))
+        image = row.pop(self._fields["image"])
+        return row | {"image_bytes": image, "split": self._splits[index][0]}
+
+    def __getitem__(self, position: int) -> Record:
+        row = self._row(int(position))
+        texts = {f: _text(row[name]) for f, name in self._fields.items() if f != "image"}
+        image = row[self._fields["image"]]
+        try:
+            height, width = image_size(image)
+        except ImageError:
+            height = width = 0  # whoever decodes it says what is wrong, and where
+        sha256 = hashlib.sha256(image).hexdigest()
+        return Record(image=image, width=width, height=height, image_sha256=sha256, **texts)
+
+    def positions(self, split: str | None = None) -> np.ndarray:
+        """As Dataset.positions."""
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"split ({split!r}) must be one of {', '.join(SPLITS)}.")
+        start = 0
+        for (name, _), stop in zip(self._splits, self._stops, strict=True):
+            if name == split:
+                return np.arange(start, stop, dtype=np.int64)
+            start = stop
+        return np.arange(len(self) if split is None else 0, dtype=np.int64)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Columns of a DATASET's metadata, as far as TFDS has them; each costs a pass over all.
+
+        Raises ValueError naming one that is not there.
+        """
+        known = {f"{field}_chars": field for field in TEXT_FIELDS} | {n: n for n in self.features}
+        if missing := [name for name in names if name not in known]:
+            raise ValueError(f"{self.path} has no column {missing}. It has: {', '.join(known)}.")
+        features = {name: self._fields.get(known[name], known[name]) for name in names}
+        values = {name: [] for name in names}
+        for position in range(len(self) if set(features.values()) & self.features.keys() else 0):
+            row = self._row(position)
+            for name, feature in features.items():
+                values[name].append(_plain(row.get(feature, "")))
+        for name in names:
+            if name not in self.features:
+                values[name] = [len(v.strip()) for v in values[name]] or [0] * len(self)
+        return pa.table(values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": str(self.path), "query": self._query}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        query = "&".join(f"{key}={value}" for key, value in state["query"].items())
+        self.__init__(f"{state['path']}?{query}")
+
+
+def load_tfds() -> Any:
+    """tensorflow_datasets, which imports TensorFlow only for what is not used here."""
+    try:
+        return importlib.import_module("tensorflow_datasets")
+    except ImportError as error:
+        raise ValueError(
+            f"TFDS datasets need a package that is missing ({error.name}): "
+            "pip install 'jaxclip[tfds]'."
+        ) from None
+
+
+def _open_builder(path: epath.Path) -> Any:
+    if not (path / INFO).exists():
+        raise FileNotFoundError(
+            f"{path} is no prepared TFDS dataset (no {INFO}). Give its folder: "
+            "DATA_DIR/NAME/[CONFIG/]VERSION."
+        )
+    logging.getLogger("absl").setLevel(logging.WARNING)  # it tells of every file it opens
+    return load_tfds().builder_from_directory(str(path))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _text(value: Any) -> str:
+    return str(_plain(value)).strip()

@@ -1,0 +1,223 @@
+"""Chosen records are nested, stable, in the mix that was asked for; a query can do no harm."""
+
+import collections
+import hashlib
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines.subset import SubsetOptions, make_subset
+from jaxclip.data.record import Dataset, Example, Record, finish_dataset, write_shard
+from jaxclip.data.subset import Subset
+
+MODALITIES = ("radiology",) * 5 + ("microscopy",) * 3 + ("other",) * 2
+NUM = 400
+
+
+def example(number: int) -> Example:
+    record = Record(
+        image=b"%d" % number,
+        width=10 + number % 7,
+        height=10,
+        caption=f"caption {number}",
+        article_id=f"PMC{number // 4}",
+        figure_id=f"F{number % 4}",
+        source="s",
+    )
+    split = "test" if number % 10 == 9 else "train"
+    signals = {"modality": MODALITIES[number * 7 % 10] if number % 97 else None, "number": number}
+    signals |= {"tokens": str(number % 50) if number != 5 else "many"}
+    return Example(record=record, split=split, signals=signals)
+
+
+def make_dataset(path: pathlib.Path, order, shards: int = 2) -> Dataset:
+    path.mkdir()
+    for shard, numbers in enumerate(np.array_split(np.array(list(order)), shards)):
+        write_shard(path, shard, [example(int(n)) for n in numbers])
+    return finish_dataset(path, shards, {})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("subset") / "d", range(NUM))
+
+
+@pytest.fixture
+def choose(dataset, tmp_path):
+    """options -> the numbers of the chosen records, as a set."""
+    count = itertools.count()
+
+    def choose(of: Dataset = dataset, **options) -> set[int]:
+        subset = make(tmp_path / str(next(count)), of, **options)
+        numbers = of.columns(["number"])["number"].to_numpy()
+        return set(numbers[subset.positions()].tolist())
+
+    return choose
+
+
+def make(out, of: Dataset, **options) -> Subset:
+    return make_subset(SubsetOptions(dataset=str(of.path), out=str(out), **options))
+
+
+def modalities(numbers) -> collections.Counter:
+    return collections.Counter(example(n).signals["modality"] or "" for n in numbers)
+
+
+def test_query_and_split(choose, dataset, tmp_path):
+    chosen = choose(where="modality = 'radiology' AND caption_chars >= 10 AND number < 200")
+    expected = [example(n) for n in range(10, 200)]
+    expected = [
+        e.signals["number"]
+        for e in expected
+        if e.signals["modality"] == "radiology" and e.split == "train"
+    ]
+    assert chosen == set(expected)
+    assert choose(splits=("test",)) == set(range(9, NUM, 10))
+    subset = make(tmp_path / "s", dataset, size=10, where="number < 100", seed=3)
+    assert subset.manifest["counts"] == {
+        "in_splits": 360,
+        "matching": 90,
+        "eligible": 90,
+        "chosen": 10,
+    }
+    made_by = subset.manifest["made_by"]
+    assert (made_by["where"], made_by["seed"], made_by["size"]) == ("number < 100", 3, 10)
+
+
+@pytest.mark.parametrize("stratify", ["", "modality"])
+def test_sizes_are_nested(choose, stratify):
+    sizes = [choose(size=size, stratify=stratify) for size in (1, 2, 10, 11, 50, 51, 200, 360)]
+    assert [len(chosen) for chosen in sizes] == [1, 2, 10, 11, 50, 51, 200, 360]
+    for small, large in itertools.pairwise(sizes):
+        assert small < large
+
+
+def test_seeds_differ_and_runs_do_not(choose):
+    assert choose(size=50) == choose(size=50)
+    overlap = len(choose(size=50) & choose(size=50, seed=1))
+    assert overlap < 25  # 50 * 50 / 360 = 7 expected
+
+
+def test_the_choice_is_fixed_for_good(choose):
+    """Computed once, by hashlib: another version of DuckDB must not choose others."""
+
+    def place(number: int) -> str:
+        record = example(number).record
+        record.pack()
+        lengths = [str(len(text)) for text in record.texts().values()]
+        ids = [record.image_sha256, record.article_id, record.figure_id, record.panel_id]
+        return hashlib.md5("\x1f".join(["7", *ids, *lengths]).encode()).hexdigest()
+
+    train = [n for n in range(NUM) if n % 10 != 9]
+    assert choose(size=20, seed=7) == set(sorted(train, key=place)[:20])
+
+
+@pytest.mark.parametrize("stratify", ["", "modality"])
+def test_order_and_shards_do_not_matter(choose, tmp_path, stratify):
+    order = np.random.default_rng(0).permutation(NUM)
+    shuffled = make_dataset(tmp_path / "shuffled", order, shards=5)
+    assert choose(size=77, stratify=stratify) == choose(shuffled, size=77, stratify=stratify)
+
+
+def test_strata_keep_their_shares(choose):
+    pool = modalities(n for n in range(NUM) if n % 10 != 9)
+    chosen = modalities(choose(size=72, stratify="modality"))  # a fifth of 360
+    for stratum, count in pool.items():
+        assert abs(chosen[stratum] - count / 5) <= 1  # Webster's stays within one
+
+
+def test_a_mix_is_set_and_taken_over(choose, dataset, tmp_path):
+    mix = ("radiology=0.25", "microscopy=0.75")
+    assert modalities(choose(size=80, stratify="modality", mix=mix)) == {
+        "radiology": 20,
+        "microscopy": 60,
+    }
+    make(tmp_path / "like", dataset, size=40, stratify="modality", mix=mix)
+    taken_over = choose(size=20, stratify="modality", mix=(str(tmp_path / "like"),))
+    assert modalities(taken_over) == {"radiology": 5, "microscopy": 15}
+    with pytest.raises(ValueError, match=r"at most (\d+) records can be had.*'microscopy'") as said:
+        choose(size=300, stratify="modality", mix=mix)
+    most = int(str(said.value).split("at most ")[1].split()[0])
+    found = modalities(choose(size=most, stratify="modality", mix=mix))
+    assert abs(found["microscopy"] - 0.75 * most) <= 1
+    with pytest.raises(ValueError, match="at most"):
+        choose(size=most + 1, stratify="modality", mix=mix)
+
+
+def test_uid_lists_go_out_and_come_in(choose, dataset, tmp_path):
+    a = make(tmp_path / "a", dataset, size=60)
+    uids = np.load(a.path / "uids.npy")
+    assert uids.dtype == np.dtype("u8,u8") and (uids == np.sort(uids)).all() and len(uids) == 60
+    numbers = dataset.columns(["number"])["number"].to_numpy()
+    of_a = set(numbers[a.positions()].tolist())
+    assert choose(uids=(str(a.path / "uids.npy"),)) == of_a
+    rest = choose(exclude=(str(a.path / "uids.npy"),))
+    assert rest | of_a == set(range(NUM)) - set(range(9, NUM, 10)) and not rest & of_a
+    (tmp_path / "articles.txt").write_text("PMC0\nPMC7\n\n")
+    without = choose(exclude=(str(tmp_path / "articles.txt"),), where="number < 40")
+    assert without == {*range(4, 28), *range(32, 40)} - {9, 19, 39}
+
+
+HOSTILE = [
+    ("number <", "is not SQL: syntax error"),
+    ("modalty = 'x'", "modalty.*Columns: position, .*modality"),
+    ("number = 'many'", "Could not convert string 'many'"),
+    ("tokens::INT > 3", "Could not convert string 'many'"),
+    ("true) UNION SELECT (5", "must be one expression"),
+    ("1), (2", "must be one expression"),
+    ("true) FROM metadata WHERE (true", "must be one expression"),
+    ("true) LIMIT (5", "must be one expression"),
+    ("true); DROP VIEW metadata; SELECT (1", "is not SQL"),
+    ("number IN (SELECT position FROM metadata)", "must be one expression"),
+    ("EXISTS (FROM read_text('/etc/passwd'))", "must be one expression"),
+    ("random() < 0.5", "must give the same every time; random does not"),
+    ("current_timestamp > '2020-01-01'", "must give the same every time"),
+    ("getenv('HOME') = 'x'", "must give the same every time"),
+    (" ", "where is empty"),
+    ("number < 0", "only 0 records are eligible .in_splits 360, matching 0"),
+]
+
+
+@pytest.mark.parametrize(["where", "message"], HOSTILE)
+def test_a_bad_query_is_told_in_one_line(choose, where, message):
+    with pytest.raises(ValueError, match=message) as said:
+        choose(where=where)
+    assert "\n" not in str(said.value)
+
+
+def test_a_comment_does_not_swallow_ours(choose):
+    assert choose(where="number < 5 -- all the small ones") == set(range(5))
+
+
+@pytest.mark.parametrize(
+    ["options", "message"],
+    [
+        ({"size": 361}, "only 360 records are eligible"),
+        ({"size": -1}, "size .-1. must be 0"),
+        ({"splits": ("trian",)}, "must be some of train, validation, test"),
+        ({"stratify": "modalty"}, "is no column of"),
+        ({"mix": ("a=1",)}, "needs a column"),
+        ({"stratify": "modality", "mix": ("dog=1",)}, "no eligible record has modality = 'dog'"),
+        ({"stratify": "modality", "mix": ("radiology",)}, "is not a subset"),
+        ({"stratify": "modality", "mix": ("radiology=-1", "x=1")}, "must be VALUE=SHARE"),
+        ({"exclude": ("/nowhere.npy",)}, "there is no such list"),
+        ({"exclude": (__file__,)}, "must be a .npy of uids or a .txt"),
+    ],
+)
+def test_mistakes_are_told(choose, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        choose(**options)
+
+
+def test_the_command(dataset, tmp_path):
+    command = [sys.executable, "-m", "data_pipelines.subset", f"--dataset={dataset.path}"]
+    command += ["--size=1_00", "--where=modality = 'radiology'", f"--out={tmp_path / 's'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "100 records, content hash" in done.stdout, done.stderr
+    command[-2] = "--where=modality = radiology"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Error: where" in done.stderr
