@@ -2,8 +2,8 @@
 
     parse_article(bytes) -> Article
 
-The XML is hostile until parsed: no DTD is loaded, no entity resolved, nothing fetched, and libxml2's
-limits on depth and size stay on. Damaged XML is read as far as it goes, and says so
+The XML is hostile until parsed: no DTD is loaded, no entity resolved, nothing fetched, and the
+limits of libxml2 on depth and size stay on. Damaged XML is read as far as it goes, and says so
 (Article.is_damaged). Written for JATS 1.x as PMC, publishers and preprint servers ship it.
 """
 
@@ -163,12 +163,13 @@ def _date(meta) -> str:
     """Of the electronic publication, else the earliest that is given."""
     dates = []
     for date in meta.findall("pub-date"):
-        kind = f"{date.get('pub-type', '')} {date.get('date-type', '')} {date.get('publication-format', '')}"
+        kinds = (date.get("pub-type"), date.get("publication-format"))
+        is_print = not {"epub", "electronic"}.intersection(kinds)
         parts = [(date.findtext(part) or "").strip() for part in ("year", "month", "day")]
         if not re.fullmatch(r"\d{4}", parts[0]):
             continue
         parts[1:] = [part.zfill(2) if part.isdecimal() else "" for part in parts[1:]]
-        dates.append(("epub" not in kind and "electronic" not in kind, "-".join(parts).rstrip("-")))
+        dates.append((is_print, "-".join(parts).rstrip("-")))
     return min(dates)[1].split("--")[0] if dates else ""
 
 
@@ -264,21 +265,24 @@ def _cite(article, figures: list[Figure]) -> list[str]:
             by_label.setdefault(key, figure.figure_id)
     paragraphs: list[str] = []
     for element in article.iter("p") if figures else ():
-        if not _is_body(element) or not _FIGURE_WORD.search("".join(element.itertext())):
-            if not any(x.get("ref-type") == "fig" for x in element.iter("xref")) or not _is_body(
-                element
-            ):
-                continue
+        if not (_speaks_of_figures(element) and _is_body(element)):
+            continue
         marked, xrefs = marked_text_of(element)
         text, spans = unmark(marked)
-        links = [
-            (s, e, [r for r in xrefs[n].get("rid", "").split() if r in by_id]) for s, e, n in spans
-        ]
-        mentions = find_mentions(text, [link for link in links if link[2]], by_label)
+        rids = [[r for r in xref.get("rid", "").split() if r in by_id] for xref in xrefs]
+        links = [(start, end, rids[number]) for start, end, number in spans if rids[number]]
+        mentions = find_mentions(text, links, by_label)
         if mentions:
             _add_citations(text, mentions, by_id, len(paragraphs))
             paragraphs.append(text)
     return paragraphs
+
+
+def _speaks_of_figures(paragraph) -> bool:
+    text = "".join(paragraph.itertext())
+    if ("ig" in text or "IG" in text) and _FIGURE_WORD.search(text):
+        return True
+    return any(xref.get("ref-type") == "fig" for xref in paragraph.iter("xref"))
 
 
 def _is_body(paragraph) -> bool:

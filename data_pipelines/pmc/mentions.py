@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 
 from data_pipelines.pmc.text import CLOSE, MIDDLE, OPEN
 
-_FAMILY = r"(?P<family>supplement\w*|suppl?\.?|extended data|additional|appendix)?\s*"
-_HEAD = re.compile(rf"\b{_FAMILY}\bfig(?P<plural>s|ures)?(?:ure)?\b\.?\s*", re.IGNORECASE)
+_FAMILY = r"(?:\b(?P<family>supplement\w*|suppl?\.?|extended data|additional|appendix)\s+)?"
+_HEAD = re.compile(r"\b[Ff][Ii][Gg](?P<plural>s|ures|S|URES)?(?:ure|URE)?\b\.?\s*")
+_FAMILY_BEFORE = re.compile(_FAMILY + "$", re.IGNORECASE)
 _LETTERS = r"[A-Za-z](?![A-Za-z0-9’'])"
 _RANGE = re.compile(r"\s*(?:-|–|—|−|\bto\b|\bthrough\b)\s*")
 _LIST = re.compile(r"\s*(?:[,;/&]\s*(?:and\b|&)?|\band\b|\bor\b)\s*")
 _NUMBER = re.compile(r"(?P<number>[A-Z]?\d+(?:\.\d+)?)")
-_PANELS_OPEN = re.compile(
-    rf"\s?\(\s*(?={_LETTERS}\s*[,)–&-])|\s?(?=[A-HJ-Z](?![A-Za-z0-9’']))|(?={_LETTERS})"
+_PANELS_OPEN = re.compile(  # "(a, b)", " A", ", panels a and b", or a letter at once
+    rf"\s?\(\s*(?={_LETTERS}\s*[,)–&-])|,?\s?\(?panels?\s(?={_LETTERS})"
+    rf"|\s?(?=[A-HJ-Z](?![A-Za-z0-9’']))|(?={_LETTERS})"
 )
 _LETTER = re.compile(_LETTERS)
 _LABEL = re.compile(
@@ -90,6 +92,7 @@ def find_mentions(
     used: set[int] = set()
     for head in _HEAD.finditer(text):
         items = _items(text, head)
+        family = _FAMILY_BEFORE.search(text[max(0, head.start() - 16) : head.start()])["family"]
         before = ""
         for item in items:
             linked = [
@@ -100,9 +103,9 @@ def find_mentions(
             used.update(linked)
             ids = [figure for i in linked for figure in links[i][2]]
             if not ids and not _ELSEWHERE.match(text, item.end):
-                ids = [by_label.get(_key(head["family"], item.number), "")]
+                ids = [by_label.get(_key(family, item.number), "")]
             if item.is_range_end:
-                ids = _between(head["family"], before, item.number, by_label) + ids
+                ids = _between(family, before, item.number, by_label) + ids
             whole = len(ids) > 1  # "Figs 2-4A": A is of the last one only
             for figure in filter(None, ids):
                 panels = () if whole and figure != ids[-1] else item.panels
@@ -122,6 +125,10 @@ def _items(text: str, head: re.Match) -> list[_Item]:
     many = bool(head["plural"])
     while found := _NUMBER.match(text, position):
         panels, end = _panels(text, found.end())
+        last = items[-1] if items else None
+        if is_range and last and last.number == found["number"] and last.panels and panels:
+            between = range(ord(last.panels[-1]) + 1, ord(panels[0]))  # "2B–2F"
+            panels = (*map(chr, between), *panels)
         items.append(_Item(found["number"], panels, found.start(), end, is_range))
         many = many or bool(panels)
         separator = _RANGE.match(text, end) or (_LIST.match(text, end) if many else None)
@@ -175,8 +182,8 @@ def _between(family: str | None, first: str, last: str, by_label: Mapping[str, s
 # --- Sentences ---------------------------------------------------------------------------------
 
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:figs?|refs?|eqs?|tabs?|suppl?|nos?|vs|cf|ca|approx|resp|al|etc|dr|prof|mr|mrs|st|inc|"
-    r"ltd|co|corp|vol|ed|eds|pp|viz|sp|spp|var|subsp|min|max|e\.g|i\.e|c\.f|a\.k\.a)|\b[A-Z])\.$",
+    r"(?:\b(?:figs?|refs?|eqs?|tabs?|suppl?|nos?|vs|cf|ca|approx|resp|al|etc|dr|prof|mr|mrs|"
+    r"vol|eds?|pp|viz|spp?|var|subsp|e\.g|i\.e|c\.f|a\.k\.a)|\b[A-Z])\.$",
     re.IGNORECASE,
 )
 _STOP = re.compile(r"[.?!][)\]\"”’']*(?:\s?\[[\d,–\- ]+\])?(?=\s+[\"“‘'(\[]?[A-Z0-9\u0370-\u03ff])")
@@ -190,7 +197,9 @@ def sentences(text: str) -> list[tuple[int, int]]:
     spans, start = [], 0
     for stop in _STOP.finditer(text):
         part = text[start : stop.start() + 1]
-        if _ABBREVIATION.search(part) or part.count("(") > part.count(")") + stop[0].count(")"):
+        if _ABBREVIATION.search(part[-12:]) or part.count("(") > part.count(")") + stop[0].count(
+            ")"
+        ):
             continue
         spans.append((start, stop.end()))
         start = stop.end()

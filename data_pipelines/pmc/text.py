@@ -21,11 +21,10 @@ OPEN, MIDDLE, CLOSE = (
     "\ufdd0",
     "\ufdd1",
     "\ufdd2",
-)  # round a marked xref; never characters of a text
+)  # round a marked xref; characters of no text
 
-_SPACE = re.compile(r"\s+")
 _SPACE_BEFORE = re.compile(r" +(?=[,;:.)\]](?:\s|$))")
-_UNSEEN = dict.fromkeys(map(ord, "\u200b\u2060\u2061\u2062\u2063\u2064\ufeff\u00ad"))
+_UNSEEN = re.compile("[\u200b\u2060-\u2064\ufeff\u00ad]")
 _EXPONENT = re.compile(r"[-−–+]?[\d.]+$")
 _TEX = re.compile(r"\\begin\{document\}(.*?)\\end\{document\}", re.DOTALL)
 
@@ -33,16 +32,16 @@ _TEX = re.compile(r"\\begin\{document\}(.*?)\\end\{document\}", re.DOTALL)
 def local_name(element) -> str:
     """ "{http://...}math" -> "math"; "" for what is not an element (an entity)."""
     tag = element.tag
-    if not isinstance(tag, str):
+    if type(tag) is not str:
         return ""
-    return tag.rpartition("}")[2] if tag[:1] == "{" else tag
+    return tag if tag[0] != "{" else tag.rpartition("}")[2]
 
 
 def clean(text: str) -> str:
     """One line, canonical Unicode, no characters that nobody sees, no space before a comma."""
-    text = _SPACE.sub(" ", text.translate(_UNSEEN)).strip()
-    text = _SPACE_BEFORE.sub("", text)
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+    return _SPACE_BEFORE.sub("", " ".join(text.split()))
 
 
 def text_of(element) -> str:
@@ -55,7 +54,7 @@ def text_of(element) -> str:
 
 
 def marked_text_of(element) -> tuple[str, list]:
-    """text_of, with every figure xref as OPEN, its number, MIDDLE, its text, CLOSE; and the xrefs."""
+    """text_of with figure xrefs as OPEN, index, MIDDLE, text, CLOSE; and the list of them."""
     parts: list[str] = []
     xrefs: list = []
     _inside(element, parts, xrefs)
@@ -88,15 +87,20 @@ def _child(child, parts: list[str], xrefs: list | None) -> None:
             _child(one, parts, xrefs)
     elif name == "xref" and xrefs is not None and child.get("ref-type") == "fig":
         xrefs.append(child)
-        parts.append(f"{OPEN}{len(xrefs) - 1}{MIDDLE}")
-        _inside(child, parts, xrefs)
-        parts.append(CLOSE)
+        text = text_of(child)
+        before, after = (" " if edge.isspace() else "" for edge in _edges(child))
+        parts.append(f"{before}{OPEN}{len(xrefs) - 1}{MIDDLE}{text}{CLOSE}{after}")
     elif name in BLOCKS:
         parts.append(" ")
         _inside(child, parts, xrefs)
         parts.append(" ")
     else:
         _inside(child, parts, xrefs)
+
+
+def _edges(element) -> tuple[str, str]:
+    text = "".join(element.itertext())
+    return text[:1], text[-1:]
 
 
 def _raised(sup, parts: list[str], xrefs: list | None) -> None:
@@ -137,15 +141,16 @@ def _mathml(node) -> str:
         return html.unescape(node.text or "") if isinstance(node, etree._Entity) else ""
     if name in ("annotation", "annotation-xml"):
         return ""
-    children = [_mathml(child).strip() for child in node]
-    if not children:
+    inside = [_mathml(child) for child in node]
+    if not inside:
         text = (node.text or "").strip()
         return f" {text} " if name == "mo" and text in RELATIONS else text
-    if name == "msup" and len(children) == 2:
-        return f"{children[0]}^{children[1]}"
-    if name == "mfrac" and len(children) == 2:
-        return "/".join(c if c.isalnum() else f"({c})" for c in children)
+    if name in ("msup", "mfrac", "msqrt", "mroot"):
+        inside = [one.strip() for one in inside]
+    if name == "msup" and len(inside) == 2:
+        return f"{inside[0]}^{inside[1]}"
+    if name == "mfrac" and len(inside) == 2:
+        return "/".join(one if one.isalnum() else f"({one})" for one in inside)
     if name in ("msqrt", "mroot"):
-        return f"sqrt({' '.join(children)})"
-    joined = (node.text or "").strip() + "".join(_mathml(child) for child in node)
-    return joined
+        return f"sqrt({' '.join(inside)})"
+    return (node.text or "").strip() + "".join(inside)
