@@ -19,11 +19,15 @@ from data_pipelines.pmc.text import local_name, marked_text_of, text_of
 
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 OWN_TERMS = "figure has its own terms"  # permissions of a figure that name no known licence
-NOT_BODY = {"caption", "fn", "ref", "table-wrap-foot", "author-notes", "permissions", "table"}
+NOT_BODY = ("p", "caption", "fn", "ref", "table-wrap", "author-notes", "permissions")
 
 _LIMITS = {etree.ErrorTypes.ERR_ENTITY_LOOP, etree.ErrorTypes.ERR_INTERNAL_ERROR}
 _LIMITS |= {getattr(etree.ErrorTypes, "ERR_RESOURCE_LIMIT", -1)}
-_FIGURE_WORD = re.compile(r"\bfig", re.IGNORECASE)
+# paragraphs that may cite a figure: not those of captions or notes, nor inside another paragraph
+_CITING = etree.XPath(
+    "descendant::p[.//xref[@ref-type='fig'] or contains(., 'Fig') or contains(., 'fig')"
+    f" or contains(., 'FIG')][not({' or '.join(f'ancestor::{name}' for name in NOT_BODY)})]"
+)
 
 
 class XmlError(ValueError):
@@ -264,9 +268,7 @@ def _cite(article, figures: list[Figure]) -> list[str]:
         if key := label_key(figure.label):
             by_label.setdefault(key, figure.figure_id)
     paragraphs: list[str] = []
-    for element in article.iter("p") if figures else ():
-        if not (_speaks_of_figures(element) and _is_body(element)):
-            continue
+    for element in _CITING(article) if figures else ():
         marked, xrefs = marked_text_of(element)
         text, spans = unmark(marked)
         rids = [[r for r in xref.get("rid", "").split() if r in by_id] for xref in xrefs]
@@ -276,20 +278,6 @@ def _cite(article, figures: list[Figure]) -> list[str]:
             _add_citations(text, mentions, by_id, len(paragraphs))
             paragraphs.append(text)
     return paragraphs
-
-
-def _speaks_of_figures(paragraph) -> bool:
-    text = "".join(paragraph.itertext())
-    if ("ig" in text or "IG" in text) and _FIGURE_WORD.search(text):
-        return True
-    return any(xref.get("ref-type") == "fig" for xref in paragraph.iter("xref"))
-
-
-def _is_body(paragraph) -> bool:
-    """Not the text of a caption or footnote, and not inside another paragraph."""
-    return not any(
-        ancestor.tag == "p" or ancestor.tag in NOT_BODY for ancestor in paragraph.iterancestors()
-    )
 
 
 def _add_citations(text: str, mentions, by_id: dict[str, Figure], paragraph: int) -> None:
