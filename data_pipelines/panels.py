@@ -1,0 +1,279 @@
+"""Compound figures taken apart: where the panels are, without any learned weights.
+
+    find_panels(pixels) -> [Panel(box=(0, 0, 310, 240), label="", score=0.93), ...]
+
+Recursive XY-cut (Nagy and Seth 1984) with evidence. A gutter is a band of page colour, or a seam
+where two pictures touch, right through a region. Cutting at every gutter would take charts apart
+too, so what it leaves is joined again: letters, axis titles, legends go to the piece next to them,
+and a region is cut only between pieces that have a body: a picture, or a drawing held together by
+its axes. Inside a panel, only gutters nearly as wide as those around it count.
+
+Shape letters: H height, W width. Boxes are (left, top, right, bottom), right and bottom excluded.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+WORK_SIDE = 800  # pixels of the longer side while looking for gutters
+PAGE_WHITE, PAGE_BLACK = 228, 22  # a page pixel is at least, at most; JPEG rings around letters
+GUTTER_SHARE = 0.985  # of page pixels along a gutter
+SEAM_STEP = 14  # grey levels from one side of a seam to the other
+SEAM_SHARE = 0.62  # of a seam's length that has the step
+MIN_SIDE = 0.075  # of the figure's side, of a panel
+MIN_AREA = 0.008  # of the figure
+INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
+BODY_SHARE = 0.42  # of a piece's sides, covered by its largest connected drawing
+DENSE = 0.5  # share of pixels that are not page, from which on a piece is a picture
+
+Box = tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel of a figure; a single one that covers the whole means: not compound."""
+
+    box: Box  # left, top, right, bottom, in pixels of the figure
+    label: str = ""  # as printed in the panel, where it was read
+    score: float = 1.0  # 0 to 1: how sure the cut is
+
+
+# What a learned detector has to be: pixels uint8 [H, W, 3] -> panels in reading order.
+Detector = Callable[[np.ndarray], list[Panel]]
+
+
+def find_panels(pixels_HW3: np.ndarray) -> list[Panel]:
+    """The panels of a figure in reading order; one that covers the whole if it is not compound.
+
+    Args:
+      pixels_HW3: uint8, RGB.
+    """
+    height, width = pixels_HW3.shape[:2]
+    whole = Panel((0, 0, width, height))
+    page = _Page(pixels_HW3)
+    if page.height < 32 or page.width < 32:
+        return [whole]
+    found = page.cut((0, 0, page.width, page.height), 0.0, 1.0)
+    if len(found) < 2:
+        return [dataclasses.replace(whole, score=1 - page.doubt)]
+    scale_x, scale_y = width / page.width, height / page.height
+    panels = []
+    for (left, top, right, bottom), score in found:
+        box = (
+            max(0, round(left * scale_x)),
+            max(0, round(top * scale_y)),
+            min(width, round(right * scale_x)),
+            min(height, round(bottom * scale_y)),
+        )
+        panels.append(Panel(box, score=round(score, 3)))
+    return reading_order(panels)
+
+
+def reading_order(panels: Sequence[Panel]) -> list[Panel]:
+    """Rows from the top, in each from the left; a row's panels overlap half of their heights."""
+    rows: list[list[Panel]] = []
+    for panel in sorted(panels, key=lambda panel: panel.box[1]):
+        for row in rows:
+            top, bottom = row[0].box[1], row[0].box[3]
+            overlap = min(bottom, panel.box[3]) - max(top, panel.box[1])
+            if overlap > 0.5 * min(bottom - top, panel.box[3] - panel.box[1]):
+                row.append(panel)
+                break
+        else:
+            rows.append([panel])
+    return [panel for row in rows for panel in sorted(row, key=lambda panel: panel.box[0])]
+
+
+@dataclasses.dataclass(slots=True)
+class _Gutter:
+    start: int
+    end: int
+    strength: float  # pixels of width; a seam has 1
+
+
+class _Page:
+    """A figure at working size, with sums that make every question about a rectangle cheap."""
+
+    def __init__(self, pixels_HW3: np.ndarray):
+        height, width = pixels_HW3.shape[:2]
+        scale = min(1.0, WORK_SIDE / max(height, width))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        small = np.ascontiguousarray(pixels_HW3)
+        if scale < 1:
+            small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
+        self.height, self.width = small.shape[:2]
+        self.doubt = 0.0  # the best evidence for a cut that was not made
+        darkest, lightest = small.min(2), small.max(2)
+        white, black = darkest >= PAGE_WHITE, lightest <= PAGE_BLACK
+        border = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
+        self.is_black = white.mean() < 0.03 and border.mean() < 0.05
+        page = black if self.is_black else white
+        self._page = _sums(page)
+        self._lines = _sums(black if not self.is_black else white)
+        grey = small.astype(np.int16)
+        steps = [np.abs(np.diff(grey, axis=axis)).max(2) > SEAM_STEP for axis in (1, 0)]
+        self._steps = [
+            _sums(np.pad(steps[0], ((0, 0), (1, 0)))),
+            _sums(np.pad(steps[1], ((1, 0), (0, 0)))),
+        ]
+        _, _, stats, _ = cv2.connectedComponentsWithStats((~page).astype(np.uint8))
+        order = np.argsort(-stats[1:, 2] * stats[1:, 3])
+        self._components = stats[1:][order][:400]
+
+    # --- Questions about rectangles ---
+
+    def page_share(self, box: Box) -> float:
+        left, top, right, bottom = box
+        total = _rectangle(self._page, box)
+        return float(total) / max(1, (right - left) * (bottom - top))
+
+    def _profile(self, sums: np.ndarray, box: Box, axis: int) -> np.ndarray:
+        """Share of set pixels of each column (axis 0) or row (axis 1) of a box."""
+        left, top, right, bottom = box
+        if axis == 0:
+            line = sums[bottom, left : right + 1] - sums[top, left : right + 1]
+            return np.diff(line) / max(1, bottom - top)
+        line = sums[top : bottom + 1, right] - sums[top : bottom + 1, left]
+        return np.diff(line) / max(1, right - left)
+
+    def trim(self, box: Box) -> Box:
+        """Without the margins of page colour."""
+        left, top, right, bottom = box
+        for _ in range(2):
+            for axis in (0, 1):
+                if right - left < 2 or bottom - top < 2:
+                    return left, top, right, bottom
+                filled = self._profile(self._page, (left, top, right, bottom), axis) < 0.997
+                if not filled.any():
+                    return left, top, right, bottom
+                first, last = int(filled.argmax()), len(filled) - int(filled[::-1].argmax())
+                if axis == 0:
+                    left, right = left + first, left + last
+                else:
+                    top, bottom = top + first, top + last
+        return left, top, right, bottom
+
+    def has_body(self, box: Box) -> bool:
+        """Is it large enough, and more than letters?"""
+        left, top, right, bottom = self.trim(box)
+        width, height = right - left, bottom - top
+        if width < MIN_SIDE * self.width or height < MIN_SIDE * self.height:
+            return False
+        if width * height < MIN_AREA * self.width * self.height:
+            return False
+        if self.page_share((left, top, right, bottom)) < 1 - DENSE:
+            return True
+        parts = self._components
+        x, y = parts[:, 0] + parts[:, 2] / 2, parts[:, 1] + parts[:, 3] / 2
+        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        wide = parts[inside, 2] >= BODY_SHARE * width
+        high = parts[inside, 3] >= BODY_SHARE * height
+        return bool((wide & high).any())
+
+    # --- Cutting ---
+
+    def cut(self, box: Box, outside: float, score: float) -> list[tuple[Box, float]]:
+        """The panels in a box, each with its score.
+
+        Args:
+          outside: strength of the gutters around the box, 0 for the whole figure.
+        """
+        box = self.trim(box)
+        best: tuple[float, float, int, list[Box]] | None = None
+        for axis in (0, 1):
+            pieces, strength = self._pieces(box, axis, outside)
+            if len(pieces) < 2:
+                continue
+            quality = strength / (1 + _unevenness(pieces, axis))
+            if best is None or quality > best[0]:
+                best = quality, strength, axis, pieces
+        if best is None:
+            return [(box, score)]
+        _, strength, _, pieces = best
+        score = min(score, 1 - 0.5 * np.exp(-strength / 4))
+        return [panel for piece in pieces for panel in self.cut(piece, strength, score)]
+
+    def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], float]:
+        """The box cut along an axis between pieces with a body; the weakest gutter's strength."""
+        gutters = [g for g in self._gutters(box, axis) if g.strength >= INNER_GUTTER * outside]
+        edges = [box[axis], *(e for g in gutters for e in (g.start, g.end)), box[axis + 2]]
+        spans = [[a, b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        while len(spans) > 1:
+            bodies = [self.has_body(_with_span(box, axis, span)) for span in spans]
+            if all(bodies):
+                break
+            index = bodies.index(False)
+            before = gutters[index - 1].strength if index else np.inf
+            after = gutters[index].strength if index < len(gutters) else np.inf
+            first = index - 1 if before <= after else index
+            spans[first : first + 2] = [[spans[first][0], spans[first + 1][1]]]
+            del gutters[first]
+        strength = min((g.strength for g in gutters), default=0.0)
+        return [_with_span(box, axis, span) for span in spans], strength
+
+    def _gutters(self, box: Box, axis: int) -> list[_Gutter]:
+        """Bands of page colour, thin lines and seams right through a box; not at its ends."""
+        start, end = box[axis], box[axis + 2]
+        page = self._profile(self._page, box, axis)
+        gutters = [_Gutter(start + a, start + b, b - a) for a, b in _runs(page >= GUTTER_SHARE)]
+        gutters = [g for g in gutters if g.start > start and g.end < end]
+        gutters = [g for g in gutters if g.strength >= 4 or self._is_sharp(box, axis, g)]
+        gutters += self._seams(box, axis, gutters)
+        return sorted(gutters, key=lambda gutter: gutter.start)
+
+    def _is_sharp(self, box: Box, axis: int, gutter: _Gutter) -> bool:
+        """Do pictures end on both sides of it?"""
+        beside = [
+            self.page_share(_with_span(box, axis, span))
+            for span in ((gutter.start - 3, gutter.start), (gutter.end, gutter.end + 3))
+        ]
+        return max(beside) < 0.5
+
+    def _seams(self, box: Box, axis: int, gutters: Sequence[_Gutter]) -> list[_Gutter]:
+        """Straight steps between two pictures that touch, or have a thin line between them."""
+        if self.page_share(box) > 0.5:
+            return []
+        start, end = box[axis], box[axis + 2]
+        steps = self._profile(self._steps[axis], box, axis)
+        usual = cv2.blur(steps[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
+        margin = max(4, int(MIN_SIDE * (self.width, self.height)[axis]))
+        seams = []
+        for place in np.flatnonzero((steps >= SEAM_SHARE) & (steps >= usual + 0.35)):
+            at = start + int(place)
+            near = [*gutters, *seams]
+            if place < margin or place > end - start - margin:
+                continue
+            if any(g.start - 5 <= at <= g.end + 5 for g in near):
+                continue
+            seams.append(_Gutter(at, at, 1.0))
+        return seams
+
+
+def _sums(mask_HW: np.ndarray) -> np.ndarray:
+    """Integral image, int32 [H + 1, W + 1]."""
+    return cv2.integral(mask_HW.astype(np.uint8))
+
+
+def _rectangle(sums: np.ndarray, box: Box) -> int:
+    left, top, right, bottom = box
+    return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """[start, end) of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _with_span(box: Box, axis: int, span: Sequence[int]) -> Box:
+    left, top, right, bottom = box
+    if axis == 0:
+        return max(left, span[0]), top, min(right, span[1]), bottom
+    return left, max(top, span[0]), right, min(bottom, span[1])
+
+
+def _unevenness(pieces: Sequence[Box], axis: int) -> float:
+    sizes = np.array([piece[axis + 2] - piece[axis] for piece in pieces], float)
+    return float(sizes.std() / sizes.mean())
