@@ -41,7 +41,7 @@ Job = TypeVar("Job")
 STAGED_ROWS = "rows.parquet"  # a table on its way into a dataset; see table.py
 OWN_FILES = re.compile(  # what a dataset, finished or not, consists of
     r"(records-\d{5,}\.(array_record|parquet|json)|(metadata|rows)\.parquet|dropped\.jsonl"
-    r"|(manifest|build|tokenizer)\.json)(\.tmp)?"
+    r"|(manifest|build|tokenizer|card)\.json|card\.html)(\.tmp)?"
 )
 TOKENIZER_RECORDS = 200_000  # more do not change a vocabulary
 CONTENT_PACKAGES = ("pillow", "simplejpeg")  # another version may encode other bytes
@@ -54,6 +54,7 @@ def build_dataset(
     make_items: Callable[[Job], Iterable[Example | Drop]],
     made_by: Mapping[str, Any],
     workers: int = 0,
+    beam: Sequence[str] = (),
     tokenizer_vocab: int = 8192,
     overwrite: bool = False,
 ) -> Dataset:
@@ -67,6 +68,8 @@ def build_dataset(
       made_by: what makes the dataset, as JSON: module, options. Not what leaves its content as it
         is (out, workers). tokenizer_vocab and the versions of CONTENT_PACKAGES are added.
       workers: processes; 0 means one per core, 1 runs in this process.
+      beam: options of Apache Beam ("--runner=..."), which then runs the jobs instead: the same
+        jobs, the same bytes. `out` must be a path that driver and workers share.
       tokenizer_vocab: size of the WordPiece vocabulary trained on the train split; 0: none.
       overwrite: removes a dataset at `out` first, finished or not, and nothing else.
     Raises:
@@ -87,7 +90,10 @@ def build_dataset(
     jobs = jobs() if callable(jobs) else jobs
     _claim_jobs(directory, len(jobs))
     try:
-        _write_shards(directory, jobs, make_items, workers)
+        if beam:
+            _write_shards_with_beam(directory, jobs, make_items, beam)
+        else:
+            _write_shards(directory, jobs, make_items, workers)
     except KeyboardInterrupt:
         finished = len(list(directory.glob("records-*.json")))
         print(
@@ -235,6 +241,34 @@ def _write_shards(
             dropped, written = dropped + len(info["dropped"]), written + 1
             bar.set_postfix(dropped=dropped, shards=f"{written}/{len(jobs)}", refresh=False)
             bar.update(info["records"])
+
+
+def _write_shards_with_beam(
+    directory: epath.Path, jobs: Sequence[Job], make_items: Callable, beam: Sequence[str]
+) -> None:
+    import apache_beam  # takes seconds, and only a job on a cluster needs it
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    write = functools.partial(_write_one, directory, make_items)
+    finished = [(directory / f"records-{i:05d}.json").exists() for i in range(len(jobs))]
+    waiting = [(index, job) for index, job in enumerate(jobs) if not finished[index]]
+    print(f"{len(waiting):,} of {len(jobs):,} shards to write with Beam ({' '.join(beam)}) ...")
+    with apache_beam.Pipeline(options=PipelineOptions(list(beam))) as pipeline:
+        (
+            pipeline
+            | "Batches" >> apache_beam.Create(waiting, reshuffle=True)
+            | "Write shard" >> apache_beam.MapTuple(functools.partial(_write_and_count, write))
+        )
+
+
+def _write_and_count(write: Callable[[int, Job], dict], index: int, job: Any) -> None:
+    """Nothing of a shard but its counts leaves the worker; a monitoring page shows them."""
+    from apache_beam.metrics import Metrics
+
+    info = write(index, job)
+    Metrics.counter("jaxclip", "shards").inc()
+    Metrics.counter("jaxclip", "records").inc(info["records"])
+    Metrics.counter("jaxclip", "dropped").inc(len(info["dropped"]))
 
 
 def _write_one(directory: epath.Path, make_items: Callable, index: int, job: Any) -> dict:

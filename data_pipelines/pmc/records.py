@@ -1,0 +1,222 @@
+"""An article -> a record a figure, or one a panel; everything else is a drop with its reason."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.captions import Alignment, SplitCaption, align, split_caption
+from data_pipelines.images import PreparedImage, prepare_image, prepare_pixels
+from data_pipelines.options import option
+from data_pipelines.panels import Panel, find_panels
+from data_pipelines.pmc.articles import Source
+from data_pipelines.pmc.context import ContextOptions, Summary, references, summarise
+from data_pipelines.pmc.jats import Article, Figure, XmlError, parse_article
+from data_pipelines.pmc.licence import GROUPS, licence_group
+from jaxclip.data.image import ImageError, decode_image
+from jaxclip.data.record import Drop, Example, Record, split_of
+
+Item = Example | Drop | collections.Counter
+PANELS = ("panels", "figures", "both")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class FigureOptions:
+    """What becomes of an article."""
+
+    source: str = option("pmc", "the name of this corpus in every record")
+    panels: str = option("panels", "records of compound figures: panels, figures (whole), both")
+    licences: tuple[str, ...] = option(GROUPS, "groups of licences to keep")
+    split: tuple[float, ...] = option((0.9, 0.05, 0.05), "shares of train, validation, test")
+    split_salt: str = option("", "another salt is another partition")
+    min_side: int = option(16, "pixels; a smaller image or panel is dropped")
+    min_caption_chars: int = option(1, "a shorter caption is dropped")
+    short_side: int = option(288, "pixels; a larger image is reduced to it")
+    quality: int = option(92, "of the JPEG")
+
+    def validate(self) -> None:
+        if self.panels not in PANELS:
+            raise ValueError(f"panels ({self.panels!r}) must be one of {', '.join(PANELS)}.")
+        if unknown := [group for group in self.licences if group not in GROUPS]:
+            raise ValueError(f"licences {unknown} must be among {', '.join(GROUPS)}.")
+        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-9:
+            raise ValueError(
+                f"split {self.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
+            )
+        for name in ("min_side", "min_caption_chars", "short_side", "quality"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.quality > 100:
+            raise ValueError(f"quality ({self.quality}) must be at most 100.")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Part:
+    """A figure, or one panel of it, on its way into a record."""
+
+    image: PreparedImage
+    panel_id: str = ""
+    alignment: Alignment
+    labels: tuple[str, ...] = ()  # of the panels that the text is about
+    panel: Panel | None = None
+
+
+def article_items(
+    options: FigureOptions, context: ContextOptions, cache: str, source: Source
+) -> Iterator[Item]:
+    """The records and drops of one article, and what was counted on the way."""
+    try:
+        article = parse_article(source.xml)
+    except XmlError as error:
+        yield collections.Counter(articles=1)
+        yield Drop(item=source.name, reason=f"article: {error.reason}", detail=error.detail)
+        return
+    yield collections.Counter(articles=1, figures=len(article.figures))
+    article.article_id = article.article_id or source.stem
+    wanted = [f for f in article.figures if licence_group(f.licence) in options.licences]
+    summaries = summarise(context, cache, article) if wanted else {}
+    for figure in article.figures:
+        item = f"{source.name} {figure.figure_id}"
+        if licence_group(figure.licence) not in options.licences:
+            yield Drop(item=item, reason="licence", detail=figure.licence or "none that is known")
+            continue
+        if len(figure.caption) < options.min_caption_chars:
+            reason = "caption too short" if figure.caption else "empty caption"
+            yield Drop(item=item, reason=reason, detail=figure.caption)
+            continue
+        if not figure.graphics:
+            yield Drop(item=item, reason="no image named")
+        summary = summaries.get(figure.figure_id, Summary("", ""))
+        for number, names in enumerate(figure.graphics, start=1):
+            numbered = figure.figure_id if number == 1 else f"{figure.figure_id} image {number}"
+            yield from _image_items(
+                options, context, source, article, figure, numbered, names, summary
+            )
+
+
+def _image_items(
+    options: FigureOptions,
+    context: ContextOptions,
+    source: Source,
+    article: Article,
+    figure: Figure,
+    figure_id: str,
+    names: list[str],
+    summary: Summary,
+) -> Iterator[Item]:
+    item = f"{source.name} {figure_id}"
+    file = source.find_image(names)
+    if file is None:
+        yield Drop(item=item, reason="missing image", detail=" or ".join(names))
+        return
+    try:
+        data = source.folder.read(file)
+        pixels_HW3 = decode_image(data)
+    except ImageError as error:
+        yield Drop(item=item, reason=error.reason, detail=error.detail)
+        return
+    yield collections.Counter(images=1)
+    for part in _parts(options, data, pixels_HW3, figure, item):
+        if isinstance(part, Drop):
+            yield part
+            continue
+        yield collections.Counter(panels=1) if part.panel_id else collections.Counter(whole=1)
+        yield _example(options, context, article, figure, figure_id, part, summary)
+
+
+def _parts(
+    options: FigureOptions, data: bytes, pixels_HW3, figure: Figure, item: str
+) -> Iterator["_Part | Drop"]:
+    """The whole figure, its panels, or both."""
+    split = split_caption(figure.caption)
+    panels = find_panels(pixels_HW3)
+    alignments = align(panels, split)
+    size = {"short_side": options.short_side, "quality": options.quality}
+    size["min_side"] = options.min_side
+    is_compound = len(panels) > 1
+    if not is_compound or options.panels != "panels":
+        whole = Alignment(0, figure.caption, "nonCompound-figure", 1.0)
+        if is_compound:
+            whole = dataclasses.replace(whole, alignment_type="compound-figure")
+        try:
+            yield _Part(image=prepare_image(data, **size), alignment=whole)
+        except ImageError as error:
+            yield Drop(item=item, reason=error.reason, detail=error.detail)
+    if not is_compound or options.panels == "figures":
+        return
+    for alignment in alignments:
+        panel = panels[alignment.panel]
+        left, top, right, bottom = panel.box
+        panel_id = str(alignment.panel + 1)
+        try:
+            image = prepare_pixels(pixels_HW3[top:bottom, left:right], **size)
+        except ImageError as error:
+            yield Drop(
+                item=f"{item} panel {panel_id}", reason=f"panel {error.reason}", detail=error.detail
+            )
+            continue
+        yield _Part(
+            image=image,
+            panel_id=panel_id,
+            alignment=alignment,
+            labels=_labels(split, alignment),
+            panel=panel,
+        )
+
+
+def _labels(split: SplitCaption, alignment: Alignment) -> tuple[str, ...]:
+    """The labels of the caption's part that a panel has; () where it has the whole caption."""
+    for number, (labels, _) in enumerate(split.parts):
+        if split.text(number) == alignment.text:
+            return labels
+    return ()
+
+
+def _example(
+    options: FigureOptions,
+    context: ContextOptions,
+    article: Article,
+    figure: Figure,
+    figure_id: str,
+    part: _Part,
+    summary: Summary,
+) -> Example:
+    text, num_references, is_cut = references(figure, part.labels, context.references_tokens)
+    record = Record(
+        image=part.image.data,
+        width=part.image.width,
+        height=part.image.height,
+        caption=figure.caption,
+        panel_caption=part.alignment.text if part.labels else "",
+        references=text,
+        summary=summary.text,
+        article_id=article.article_id,
+        figure_id=figure_id,
+        panel_id=part.panel_id,
+        source=options.source,
+        licence=figure.licence,
+    )
+    signals: dict[str, Any] = {
+        "original_width": part.image.original_width,
+        "original_height": part.image.original_height,
+        "figure_label": figure.label,
+        "panel_label": ",".join(part.labels),
+        "panel_box": list(part.panel.box) if part.panel else None,
+        "alignment_type": part.alignment.alignment_type,
+        "alignment_score": part.alignment.alignment_score,
+        "num_references": num_references,
+        "references_cut": is_cut,
+        "summary_by": summary.by,
+        "licence_group": licence_group(figure.licence),
+        "pmid": article.pmid,
+        "doi": article.doi,
+        "journal": article.journal,
+        "date": article.date,
+        "article_type": article.article_type,
+        "article_title": article.title,
+        "keywords": article.keywords,
+        "mesh": article.mesh,
+        "xml_damaged": article.is_damaged,
+    }
+    split = split_of(article.article_id, options.split, options.split_salt)
+    return Example(record=record, split=split, signals=signals)
