@@ -120,7 +120,8 @@ def _image_items(
         if isinstance(part, Drop):
             yield part
             continue
-        yield collections.Counter(panels=1) if part.panel_id else collections.Counter(whole=1)
+        kind = "panels" if part.panel_id else "whole figures"
+        yield collections.Counter({kind: 1})
         yield _example(options, context, article, figure, figure_id, part, summary)
 
 
