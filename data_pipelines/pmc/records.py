@@ -50,6 +50,18 @@ class FigureOptions:
             raise ValueError(f"quality ({self.quality}) must be at most 100.")
 
 
+@dataclasses.dataclass(slots=True)
+class _Made:
+    """What all records of one image are made of."""
+
+    options: FigureOptions
+    context: ContextOptions
+    article: Article
+    figure: Figure
+    figure_id: str
+    summary: Summary
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Part:
     """A figure, or one panel of it, on its way into a record."""
@@ -77,34 +89,31 @@ def article_items(
     summaries = summarise(context, cache, article) if wanted else {}
     for figure in article.figures:
         item = f"{source.name} {figure.figure_id}"
-        if licence_group(figure.licence) not in options.licences:
-            yield Drop(item=item, reason="licence", detail=figure.licence or "none that is known")
+        if unwanted := _unwanted(options, figure):
+            yield collections.Counter({"images named": 1})
+            yield Drop(item=item, reason=unwanted[0], detail=unwanted[1])
             continue
-        if len(figure.caption) < options.min_caption_chars:
-            reason = "caption too short" if figure.caption else "empty caption"
-            yield Drop(item=item, reason=reason, detail=figure.caption)
-            continue
-        if not figure.graphics:
-            yield Drop(item=item, reason="no image named")
         summary = summaries.get(figure.figure_id, Summary("", ""))
         for number, names in enumerate(figure.graphics, start=1):
-            numbered = figure.figure_id if number == 1 else f"{figure.figure_id} image {number}"
-            yield from _image_items(
-                options, context, source, article, figure, numbered, names, summary
-            )
+            yield collections.Counter({"images named": 1})
+            figure_id = figure.figure_id if number == 1 else f"{figure.figure_id} image {number}"
+            made_of = _Made(options, context, article, figure, figure_id, summary)
+            yield from _image_items(made_of, source, names)
 
 
-def _image_items(
-    options: FigureOptions,
-    context: ContextOptions,
-    source: Source,
-    article: Article,
-    figure: Figure,
-    figure_id: str,
-    names: list[str],
-    summary: Summary,
-) -> Iterator[Item]:
-    item = f"{source.name} {figure_id}"
+def _unwanted(options: FigureOptions, figure: Figure) -> tuple[str, str] | None:
+    """(reason, detail) for a figure that is dropped whatever its image is."""
+    if licence_group(figure.licence) not in options.licences:
+        return "licence", figure.licence or "none that is known"
+    if not figure.caption:
+        return "empty caption", ""
+    if len(figure.caption) < options.min_caption_chars:
+        return "caption too short", figure.caption
+    return None if figure.graphics else ("no image named", "")
+
+
+def _image_items(made_of: "_Made", source: Source, names: list[str]) -> Iterator[Item]:
+    item = f"{source.name} {made_of.figure_id}"
     file = source.find_image(names)
     if file is None:
         yield Drop(item=item, reason="missing image", detail=" or ".join(names))
@@ -115,14 +124,12 @@ def _image_items(
     except ImageError as error:
         yield Drop(item=item, reason=error.reason, detail=error.detail)
         return
-    yield collections.Counter(images=1)
-    for part in _parts(options, data, pixels_HW3, figure, item):
+    for part in _parts(made_of.options, data, pixels_HW3, made_of.figure, item):
         if isinstance(part, Drop):
             yield part
             continue
-        kind = "panels" if part.panel_id else "whole figures"
-        yield collections.Counter({kind: 1})
-        yield _example(options, context, article, figure, figure_id, part, summary)
+        yield collections.Counter({"panels" if part.panel_id else "whole figures": 1})
+        yield _example(made_of, part)
 
 
 def _parts(
@@ -173,16 +180,10 @@ def _labels(split: SplitCaption, alignment: Alignment) -> tuple[str, ...]:
     return ()
 
 
-def _example(
-    options: FigureOptions,
-    context: ContextOptions,
-    article: Article,
-    figure: Figure,
-    figure_id: str,
-    part: _Part,
-    summary: Summary,
-) -> Example:
-    text, num_references, is_cut = references(figure, part.labels, context.references_tokens)
+def _example(made_of: "_Made", part: _Part) -> Example:
+    options, article, figure = made_of.options, made_of.article, made_of.figure
+    most_tokens = made_of.context.references_tokens
+    text, num_references, is_cut = references(figure, part.labels, most_tokens)
     record = Record(
         image=part.image.data,
         width=part.image.width,
@@ -190,9 +191,9 @@ def _example(
         caption=figure.caption,
         panel_caption=part.alignment.text if part.labels else "",
         references=text,
-        summary=summary.text,
+        summary=made_of.summary.text,
         article_id=article.article_id,
-        figure_id=figure_id,
+        figure_id=made_of.figure_id,
         panel_id=part.panel_id,
         source=options.source,
         licence=figure.licence,
@@ -207,7 +208,7 @@ def _example(
         "alignment_score": part.alignment.alignment_score,
         "num_references": num_references,
         "references_cut": is_cut,
-        "summary_by": summary.by,
+        "summary_by": made_of.summary.by,
         "licence_group": licence_group(figure.licence),
         "pmid": article.pmid,
         "doi": article.doi,
