@@ -14,7 +14,7 @@ from data_pipelines.pmc.jats import Article, Figure
 from data_pipelines.pmc.mentions import sentences
 from jaxclip.data.record import write_atomically
 
-EXTRACTIVE = "lexrank"
+EXTRACTIVE = "textrank"
 PROMPT = """\
 Below are paragraphs of a biomedical article that refer to one of its figures, and the figure's
 caption. Summarise in at most {sentences} sentences what the paragraphs say about {figure}. Use only
@@ -32,7 +32,7 @@ class ContextOptions:
     """How much context a record has, and who summarises it."""
 
     references_tokens: int = option(256, "words and marks; citing sentences beyond are left out")
-    summary: str = option("none", "none, lexrank (sentences of the text), or model (--summary_url)")
+    summary: str = option("none", "none, textrank (sentences of the text), or model (--summary_url)")
     summary_sentences: int = option(3, "length of a summary")
     summary_url: str = option("", "OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
     summary_model: str = option("", "the endpoint's name of the model")
@@ -54,7 +54,7 @@ class ContextOptions:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
     text: str
-    by: str  # "lexrank", "model NAME"; why there is none: "", refused, truncated, nothing said
+    by: str  # "textrank", "model NAME"; why there is none: "", refused, truncated, nothing said
 
 
 def num_tokens(text: str) -> int:
@@ -114,9 +114,10 @@ def summarise(options: ContextOptions, cache: str, article: Article) -> dict[str
 
 
 def extract(paragraphs: Sequence[str], num_sentences: int) -> str:
-    """The most central sentences, in their order (LexRank, Erkan and Radev 2004, of sumy)."""
+    """The most central sentences, in their order (TextRank, Mihalcea and Tarau 2004, of sumy)."""
     from sumy.models.dom import ObjectDocumentModel, Paragraph, Sentence
-    from sumy.summarizers.lex_rank import LexRankSummarizer
+    from sumy.summarizers.text_rank import TextRankSummarizer
+    from sumy.utils import get_stop_words
 
     class Words:
         def to_words(self, text: str) -> list[str]:
@@ -127,7 +128,9 @@ def extract(paragraphs: Sequence[str], num_sentences: int) -> str:
     if len(texts) <= num_sentences:
         return " ".join(texts)
     document = ObjectDocumentModel([Paragraph([Sentence(text, Words()) for text in texts])])
-    return " ".join(map(str, LexRankSummarizer()(document, num_sentences)))
+    summarizer = TextRankSummarizer()
+    summarizer.stop_words = get_stop_words("english")
+    return " ".join(map(str, summarizer(document, num_sentences)))
 
 
 def _prompt(options: ContextOptions, figure: Figure, paragraphs: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""References of a figure or panel within a budget; summaries by LexRank or a model's endpoint."""
+"""References of a figure or panel within a budget; summaries by TextRank or a model's endpoint."""
 
 import http.server
 import json
@@ -127,7 +127,7 @@ def test_a_model_summarises_once_and_failures_are_named(endpoint, tmp_path):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"summary": "gpt"}, "must be none, lexrank or model"),
+        ({"summary": "gpt"}, "must be none, textrank or model"),
         ({"summary": "model"}, "--summary_url"),
         ({"references_tokens": 0}, "must be at least 1"),
     ],
