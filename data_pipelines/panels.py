@@ -21,7 +21,7 @@ WORK_SIDE = 800  # pixels of the longer side while looking for gutters
 PAGE_WHITE, PAGE_BLACK = 228, 22  # a page pixel is at least, at most; JPEG rings around letters
 GUTTER_SHARE = 0.985  # of page pixels along a gutter
 SEAM_STEP = 14  # grey levels from one side of a seam to the other
-SEAM_SHARE = 0.62  # of a seam's length that has the step
+SEAM_SHARE = 0.5  # of a seam's length that has the step
 MIN_SIDE = 0.09  # of the figure's side, of a panel; 0.12 of panels.csv's 26,915 have less
 MIN_DRAWN_SIDE = 0.12  # of one that is not a picture
 JOIN = 5  # pixels between strokes of one drawing, at WORK_SIDE
@@ -202,15 +202,16 @@ class _Page:
         gutters = [g for g in self._gutters(box, axis) if g.strength >= INNER_GUTTER * outside]
         edges = [box[axis], *(e for g in gutters for e in (g.start, g.end)), box[axis + 2]]
         spans = [[a, b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        while len(spans) > 1:
-            bodies = [self.has_body(_with_span(box, axis, span), axis) for span in spans]
-            if all(bodies):
-                break
+        bodies = [self.has_body(_with_span(box, axis, span), axis) for span in spans]
+        while len(spans) > 1 and not all(bodies):
             index = bodies.index(False)
             before = gutters[index - 1].strength if index else np.inf
             after = gutters[index].strength if index < len(gutters) else np.inf
             first = index - 1 if before <= after else index
-            spans[first : first + 2] = [[spans[first][0], spans[first + 1][1]]]
+            joined = [spans[first][0], spans[first + 1][1]]
+            body = any(bodies[first : first + 2])
+            body = body or self.has_body(_with_span(box, axis, joined), axis)
+            spans[first : first + 2], bodies[first : first + 2] = [joined], [body]
             del gutters[first]
         strength = min((g.strength for g in gutters), default=0.0)
         return [_with_span(box, axis, span) for span in spans], strength
