@@ -8,7 +8,6 @@ the column `perceptual_hash`, `similarity` by similarity.ClipScore.
 Shape letters: H height, W width.
 """
 
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -87,14 +86,9 @@ def language(text: str) -> str | None:
     """ISO 639-1 code, by py3langid; None for a text too short to tell."""
     if len(text) < MIN_LANGUAGE_CHARS:
         return None
-    return str(_identifier().classify(text)[0])
+    import py3langid  # its model takes a second to load
 
-
-@functools.cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes a second to load
-
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE)
+    return str(py3langid.classify(text)[0])
 
 
 # --- Pixels ------------------------------------------------------------------------------------
