@@ -21,8 +21,10 @@ WORK_SIDE = 800  # pixels of the longer side while looking for gutters
 PAGE_WHITE, PAGE_BLACK = 228, 22  # a page pixel is at least, at most; JPEG rings around letters
 GUTTER_SHARE = 0.985  # of page pixels along a gutter
 SEAM_STEP = 14  # grey levels from one side of a seam to the other
-SEAM_SHARE = 0.62  # of a seam's length that has the step
-MIN_SIDE = 0.075  # of the figure's side, of a panel
+SEAM_SHARE = 0.5  # of a seam's length that has the step
+MIN_SIDE = 0.09  # of the figure's side, of a panel; 0.12 of panels.csv's 26,915 have less
+MIN_DRAWN_SIDE = 0.12  # of one that is not a picture
+JOIN = 5  # pixels between strokes of one drawing, at WORK_SIDE
 MIN_AREA = 0.008  # of the figure
 INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
 BODY_SHARE = 0.42  # of a piece's sides, covered by its largest connected drawing
@@ -55,7 +57,7 @@ def find_panels(pixels_HW3: np.ndarray) -> list[Panel]:
     page = _Page(pixels_HW3)
     if page.height < 32 or page.width < 32:
         return [whole]
-    found = page.cut((0, 0, page.width, page.height), 0.0, 1.0)
+    found = page.cut((0, 0, page.width, page.height), (0.0, 0.0), 1.0)
     if len(found) < 2:
         return [dataclasses.replace(whole, score=1 - page.doubt)]
     scale_x, scale_y = width / page.width, height / page.height
@@ -112,13 +114,10 @@ class _Page:
         page = black if self.is_black else white
         self._page = _sums(page)
         self._lines = _sums(black if not self.is_black else white)
-        grey = small.astype(np.int16)
-        steps = [np.abs(np.diff(grey, axis=axis)).max(2) > SEAM_STEP for axis in (1, 0)]
-        self._steps = [
-            _sums(np.pad(steps[0], ((0, 0), (1, 0)))),
-            _sums(np.pad(steps[1], ((1, 0), (0, 0)))),
-        ]
-        _, _, stats, _ = cv2.connectedComponentsWithStats((~page).astype(np.uint8))
+        self._steps = [_sums(_step(small, axis, 1)) for axis in (1, 0)]
+        self._changes = [_sums(_step(small, axis, 4)) for axis in (1, 0)]
+        strokes = cv2.morphologyEx((~page).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((JOIN, JOIN)))
+        _, _, stats, _ = cv2.connectedComponentsWithStats(strokes)
         order = np.argsort(-stats[1:, 2] * stats[1:, 3])
         self._components = stats[1:][order][:400]
 
@@ -155,8 +154,8 @@ class _Page:
                     top, bottom = top + first, top + last
         return left, top, right, bottom
 
-    def has_body(self, box: Box) -> bool:
-        """Is it large enough, and more than letters?"""
+    def has_body(self, box: Box, axis: int) -> bool:
+        """Is a piece, cut along an axis, large enough, and more than letters?"""
         left, top, right, bottom = self.trim(box)
         width, height = right - left, bottom - top
         if width < MIN_SIDE * self.width or height < MIN_SIDE * self.height:
@@ -165,25 +164,27 @@ class _Page:
             return False
         if self.page_share((left, top, right, bottom)) < 1 - DENSE:
             return True
+        if min(width / self.width, height / self.height) < MIN_DRAWN_SIDE:
+            return False
         parts = self._components
         x, y = parts[:, 0] + parts[:, 2] / 2, parts[:, 1] + parts[:, 3] / 2
         inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        wide = parts[inside, 2] >= BODY_SHARE * width
-        high = parts[inside, 3] >= BODY_SHARE * height
-        return bool((wide & high).any())
+        least = np.array([MIN_SIDE * self.width, MIN_SIDE * self.height])
+        least[axis] = max(least[axis], BODY_SHARE * (width, height)[axis])
+        return bool((parts[inside, 2:4] >= least).all(1).any())
 
     # --- Cutting ---
 
-    def cut(self, box: Box, outside: float, score: float) -> list[tuple[Box, float]]:
+    def cut(self, box: Box, outside: tuple[float, float], score: float) -> list[tuple[Box, float]]:
         """The panels in a box, each with its score.
 
         Args:
-          outside: strength of the gutters around the box, 0 for the whole figure.
+          outside: strength of the upright and the level gutters around it; 0 where there are none.
         """
         box = self.trim(box)
         best: tuple[float, float, int, list[Box]] | None = None
         for axis in (0, 1):
-            pieces, strength = self._pieces(box, axis, outside)
+            pieces, strength = self._pieces(box, axis, outside[axis])
             if len(pieces) < 2:
                 continue
             quality = strength / (1 + _unevenness(pieces, axis))
@@ -191,24 +192,26 @@ class _Page:
                 best = quality, strength, axis, pieces
         if best is None:
             return [(box, score)]
-        _, strength, _, pieces = best
+        _, strength, axis, pieces = best
+        outside = (strength, outside[1]) if axis == 0 else (outside[0], strength)
         score = min(score, 1 - 0.5 * np.exp(-strength / 4))
-        return [panel for piece in pieces for panel in self.cut(piece, strength, score)]
+        return [panel for piece in pieces for panel in self.cut(piece, outside, score)]
 
     def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], float]:
         """The box cut along an axis between pieces with a body; the weakest gutter's strength."""
         gutters = [g for g in self._gutters(box, axis) if g.strength >= INNER_GUTTER * outside]
         edges = [box[axis], *(e for g in gutters for e in (g.start, g.end)), box[axis + 2]]
         spans = [[a, b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        while len(spans) > 1:
-            bodies = [self.has_body(_with_span(box, axis, span)) for span in spans]
-            if all(bodies):
-                break
+        bodies = [self.has_body(_with_span(box, axis, span), axis) for span in spans]
+        while len(spans) > 1 and not all(bodies):
             index = bodies.index(False)
             before = gutters[index - 1].strength if index else np.inf
             after = gutters[index].strength if index < len(gutters) else np.inf
             first = index - 1 if before <= after else index
-            spans[first : first + 2] = [[spans[first][0], spans[first + 1][1]]]
+            joined = [spans[first][0], spans[first + 1][1]]
+            body = any(bodies[first : first + 2])
+            body = body or self.has_body(_with_span(box, axis, joined), axis)
+            spans[first : first + 2], bodies[first : first + 2] = [joined], [body]
             del gutters[first]
         strength = min((g.strength for g in gutters), default=0.0)
         return [_with_span(box, axis, span) for span in spans], strength
@@ -237,10 +240,14 @@ class _Page:
             return []
         start, end = box[axis], box[axis + 2]
         steps = self._profile(self._steps[axis], box, axis)
-        usual = cv2.blur(steps[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
+        changes = self._profile(self._changes[axis], box, axis)  # a line has the same on both sides
         margin = max(4, int(MIN_SIDE * (self.width, self.height)[axis]))
         seams = []
-        for place in np.flatnonzero((steps >= SEAM_SHARE) & (steps >= usual + 0.35)):
+        for place in np.flatnonzero(
+            (steps >= SEAM_SHARE)
+            & (steps >= _around(steps) + 0.35)
+            & (changes >= _around(changes) + 0.15)
+        ):
             at = start + int(place)
             near = [*gutters, *seams]
             if place < margin or place > end - start - margin:
@@ -249,6 +256,18 @@ class _Page:
                 continue
             seams.append(_Gutter(at, at, 1.0))
         return seams
+
+
+def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
+    """Where what is `reach` pixels before differs from what is `reach - 1` after, bool [H, W]."""
+    before = np.roll(pixels_HW3, reach, axis)
+    after = np.roll(pixels_HW3, 1 - reach, axis)
+    return cv2.absdiff(before, after).max(2) > SEAM_STEP
+
+
+def _around(profile: np.ndarray) -> np.ndarray:
+    """Mean over 31 places."""
+    return cv2.blur(profile[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
 
 
 def _sums(mask_HW: np.ndarray) -> np.ndarray:
