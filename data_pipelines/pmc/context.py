@@ -32,7 +32,7 @@ class ContextOptions:
     """How much context a record has, and who summarises it."""
 
     references_tokens: int = option(256, "words and marks; citing sentences beyond are left out")
-    summary: str = option("none", "none, textrank (sentences of the text), or model (--summary_url)")
+    summary: str = option("none", "none, textrank (sentences of the text), model (--summary_url)")
     summary_sentences: int = option(3, "length of a summary")
     summary_url: str = option("", "OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
     summary_model: str = option("", "the endpoint's name of the model")

@@ -8,11 +8,12 @@ from typing import Any
 from data_pipelines.captions import Alignment, SplitCaption, align, split_caption
 from data_pipelines.images import PreparedImage, prepare_image, prepare_pixels
 from data_pipelines.options import option
-from data_pipelines.panels import Panel, find_panels
+from data_pipelines.panels import Box, Panel, find_panels
 from data_pipelines.pmc.articles import Source
 from data_pipelines.pmc.context import ContextOptions, Summary, references, summarise
 from data_pipelines.pmc.jats import Article, Figure, XmlError, parse_article
 from data_pipelines.pmc.licence import GROUPS, licence_group
+from data_pipelines.signals import signals
 from jaxclip.data.image import ImageError, decode_image
 from jaxclip.data.record import Drop, Example, Record, split_of
 
@@ -70,7 +71,8 @@ class _Part:
     panel_id: str = ""
     alignment: Alignment
     labels: tuple[str, ...] = ()  # of the panels that the text is about
-    panel: Panel | None = None
+    box: Box  # of the published image, in its pixels
+    panels: list[Panel] | None  # of the image; None: not looked for
 
 
 def article_items(
@@ -147,7 +149,9 @@ def _parts(
         if is_compound:
             whole = dataclasses.replace(whole, alignment_type="compound-figure")
         try:
-            yield _Part(image=prepare_image(data, **size), alignment=whole)
+            image = prepare_image(data, **size)
+            box = (0, 0, image.original_width, image.original_height)
+            yield _Part(image=image, alignment=whole, box=box, panels=panels)
         except ImageError as error:
             yield Drop(item=item, reason=error.reason, detail=error.detail)
     if not is_compound or options.panels == "figures":
@@ -168,7 +172,8 @@ def _parts(
             panel_id=panel_id,
             alignment=alignment,
             labels=_labels(split, alignment),
-            panel=panel,
+            box=panel.box,
+            panels=None,
         )
 
 
@@ -198,15 +203,12 @@ def _example(made_of: "_Made", part: _Part) -> Example:
         source=options.source,
         licence=figure.licence,
     )
-    signals: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "original_width": part.image.original_width,
         "original_height": part.image.original_height,
         "figure_label": figure.label,
         "panel_label": ",".join(part.labels),
-        "panel_box": list(part.panel.box) if part.panel else None,
-        "alignment_type": part.alignment.alignment_type,
-        "alignment_score": part.alignment.alignment_score,
-        "num_references": num_references,
+        "panel_box": list(part.box),
         "references_cut": is_cut,
         "summary_by": made_of.summary.by,
         "licence_group": licence_group(figure.licence),
@@ -220,5 +222,12 @@ def _example(made_of: "_Made", part: _Part) -> Example:
         "mesh": article.mesh,
         "xml_damaged": article.is_damaged,
     }
+    columns |= signals(
+        record,
+        decode_image(record.image),
+        num_references=num_references,
+        panels=part.panels,
+        alignment=part.alignment,
+    )
     split = split_of(article.article_id, options.split, options.split_salt)
-    return Example(record=record, split=split, signals=signals)
+    return Example(record=record, split=split, signals=columns)
