@@ -25,8 +25,8 @@ _LIMITS = {etree.ErrorTypes.ERR_ENTITY_LOOP, etree.ErrorTypes.ERR_INTERNAL_ERROR
 _LIMITS |= {getattr(etree.ErrorTypes, "ERR_RESOURCE_LIMIT", -1)}
 # paragraphs that may cite a figure: not those of captions or notes, nor inside another paragraph
 _CITING = etree.XPath(
-    "descendant::p[.//xref[@ref-type='fig'] or contains(., 'Fig') or contains(., 'fig')"
-    f" or contains(., 'FIG')][not({' or '.join(f'ancestor::{name}' for name in NOT_BODY)})]"
+    "descendant::p[contains(., 'Fig') or contains(., 'fig') or contains(., 'FIG')"
+    f" or .//xref[@ref-type='fig']][not({' or '.join(f'ancestor::{name}' for name in NOT_BODY)})]"
 )
 
 

@@ -4,9 +4,9 @@ What the article itself links (<xref ref-type="fig" rid="...">) decides; what is
 resolved by the figures' labels. "Supplementary Fig. 3" is another figure than "Fig. 3".
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from data_pipelines.pmc.text import CLOSE, MIDDLE, OPEN
 
@@ -30,8 +30,7 @@ _MARK = re.compile(f"{OPEN}(\\d+){MIDDLE}|{CLOSE}")
 _FOLLOWS = re.compile(r"\s*(?:figs?\.?|figures?)?\s*", re.IGNORECASE)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mention:
+class Mention(NamedTuple):
     """A place [start, end) of a text that cites a figure."""
 
     figure_id: str
@@ -40,8 +39,7 @@ class Mention:
     end: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(NamedTuple):
     number: str
     panels: tuple[str, ...]
     start: int
@@ -64,6 +62,8 @@ def _key(family: str | None, number: str) -> str:
 
 def unmark(text: str) -> tuple[str, list[tuple[int, int, int]]]:
     """A marked text without its marks, and (start, end, number of the xref) of each."""
+    if OPEN not in text:
+        return text, []
     parts, spans, opened, length, last = [], [], [], 0, 0
     for mark in _MARK.finditer(text):
         parts.append(text[last : mark.start()])
@@ -181,11 +181,22 @@ def _between(family: str | None, first: str, last: str, by_label: Mapping[str, s
 
 # --- Sentences ---------------------------------------------------------------------------------
 
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:figs?|refs?|eqs?|tabs?|suppl?|nos?|vs|cf|ca|approx|resp|al|etc|dr|prof|mr|mrs|"
-    r"vol|eds?|pp|viz|spp?|var|subsp|e\.g|i\.e|c\.f|a\.k\.a)|\b[A-Z])\.$",
-    re.IGNORECASE,
-)
+_ABBREVIATIONS = {"fig", "figs", "ref", "refs", "eq", "eqs", "tab", "tabs", "suppl", "no", "nos"}
+_ABBREVIATIONS |= {
+    "vs",
+    "cf",
+    "ca",
+    "approx",
+    "resp",
+    "al",
+    "etc",
+    "dr",
+    "prof",
+    "mr",
+    "mrs",
+    "vol",
+}
+_ABBREVIATIONS |= {"ed", "eds", "pp", "viz", "sp", "spp", "var", "subsp", "e.g", "i.e", "c.f"}
 _STOP = re.compile(r"[.?!][)\]\"”’']*(?:\s?\[[\d,–\- ]+\])?(?=\s+[\"“‘'(\[]?[A-Z0-9\u0370-\u03ff])")
 
 
@@ -196,10 +207,11 @@ def sentences(text: str) -> list[tuple[int, int]]:
     """
     spans, start = [], 0
     for stop in _STOP.finditer(text):
-        part = text[start : stop.start() + 1]
-        if _ABBREVIATION.search(part[-12:]) or part.count("(") > part.count(")") + stop[0].count(
-            ")"
-        ):
+        before = max(start, text.rfind(" ", start, stop.start()) + 1)
+        word = text[before : stop.start()].lstrip("([").lower()
+        if word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()):
+            continue
+        if text.count("(", start, stop.end()) > text.count(")", start, stop.end()):
             continue
         spans.append((start, stop.end()))
         start = stop.end()

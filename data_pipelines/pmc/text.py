@@ -12,6 +12,7 @@ import unicodedata
 
 from lxml import etree
 
+INLINE = {"italic", "bold", "sub", "ext-link", "named-content", "styled-content", "sc", "underline"}
 BLOCKS = {"p", "title", "subtitle", "list", "list-item", "def-list", "def-item", "disp-quote"}
 BLOCKS |= {"disp-formula", "break", "caption", "sec", "tr", "td", "th", "term", "def", "boxed-text"}
 SKIPPED = {"fig", "fig-group", "table-wrap", "graphic", "inline-graphic", "media", "alt-text"}
@@ -23,6 +24,7 @@ OPEN, MIDDLE, CLOSE = (
     "\ufdd2",
 )  # round a marked xref; characters of no text
 
+SPACED = (" ,", " ;", " :", " .", " )", " ]")
 _SPACE_BEFORE = re.compile(r" +(?=[,;:.)\]](?:\s|$))")
 _UNSEEN = re.compile("[\u200b\u2060-\u2064\ufeff\u00ad]")
 _EXPONENT = re.compile(r"[-−–+]?[\d.]+$")
@@ -41,7 +43,8 @@ def clean(text: str) -> str:
     """One line, canonical Unicode, no characters that nobody sees, no space before a comma."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
-    return _SPACE_BEFORE.sub("", " ".join(text.split()))
+    text = " ".join(text.split())
+    return _SPACE_BEFORE.sub("", text) if any(map(text.__contains__, SPACED)) else text
 
 
 def text_of(element) -> str:
@@ -65,7 +68,13 @@ def _inside(element, parts: list[str], xrefs: list | None) -> None:
     if element.text:
         parts.append(element.text)
     for child in element:
-        _child(child, parts, xrefs)
+        tag = child.tag
+        if tag in INLINE and not len(child):  # nearly all, so they are spared the questions
+            parts.append(child.text or "")
+        elif tag == "xref" and (xrefs is None or child.get("ref-type") != "fig"):
+            _inside(child, parts, xrefs)
+        else:
+            _child(child, parts, xrefs)
         if child.tail:
             parts.append(child.tail)
 
@@ -87,8 +96,9 @@ def _child(child, parts: list[str], xrefs: list | None) -> None:
             _child(one, parts, xrefs)
     elif name == "xref" and xrefs is not None and child.get("ref-type") == "fig":
         xrefs.append(child)
-        text = text_of(child)
-        before, after = (" " if edge.isspace() else "" for edge in _edges(child))
+        text = "".join(child.itertext())
+        before, after = (" " if edge.isspace() else "" for edge in (text[:1], text[-1:]))
+        text = text_of(child) if len(child) else text.strip()
         parts.append(f"{before}{OPEN}{len(xrefs) - 1}{MIDDLE}{text}{CLOSE}{after}")
     elif name in BLOCKS:
         parts.append(" ")
@@ -96,11 +106,6 @@ def _child(child, parts: list[str], xrefs: list | None) -> None:
         parts.append(" ")
     else:
         _inside(child, parts, xrefs)
-
-
-def _edges(element) -> tuple[str, str]:
-    text = "".join(element.itertext())
-    return text[:1], text[-1:]
 
 
 def _raised(sup, parts: list[str], xrefs: list | None) -> None:
