@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+MIN_FIGURE = 32  # pixels of a side, below which nothing is looked for
 WORK_SIDE = 800  # pixels of the longer side while looking for gutters
 PAGE_WHITE, PAGE_BLACK = 228, 22  # a page pixel is at least, at most; JPEG rings around letters
 GUTTER_SHARE = 0.985  # of page pixels along a gutter
 SEAM_STEP = 14  # grey levels from one side of a seam to the other
 SEAM_SHARE = 0.5  # of a seam's length that has the step
+MAX_SEAM_PAGE = 0.35  # of a region with seams: in a drawing, straight steps are part of it
 MIN_SIDE = 0.09  # of the figure's side, of a panel; 0.12 of panels.csv's 26,915 have less
 MIN_DRAWN_SIDE = 0.12  # of one that is not a picture
 JOIN = 5  # pixels between strokes of one drawing, at WORK_SIDE
@@ -29,6 +31,8 @@ MIN_AREA = 0.008  # of the figure
 INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
 BODY_SHARE = 0.42  # of a piece's sides, covered by its largest connected drawing
 DENSE = 0.5  # share of pixels that are not page, from which on a piece is a picture
+
+FRAME = 0.03  # of a gutter's length, at its ends, where a line across it is a frame around all
 
 Box = tuple[int, int, int, int]
 
@@ -42,34 +46,32 @@ class Panel:
     score: float = 1.0  # 0 to 1: how sure the cut is
 
 
-# What a learned detector has to be: pixels uint8 [H, W, 3] -> panels in reading order.
-Detector = Callable[[np.ndarray], list[Panel]]
+# What a learned detector has to be: (pixels uint8 [H, W, 3], num_labels) -> panels in reading order.
+Detector = Callable[[np.ndarray, int], list[Panel]]
 
 
-def find_panels(pixels_HW3: np.ndarray) -> list[Panel]:
+def find_panels(pixels_HW3: np.ndarray, num_labels: int = 0) -> list[Panel]:
     """The panels of a figure in reading order; one that covers the whole if it is not compound.
 
     Args:
       pixels_HW3: uint8, RGB.
+      num_labels: how many panels the caption names, 0 if it does not say. A panel "A" may consist
+        of several pictures: where more are found than labels, only the widest gutters are cut.
     """
     height, width = pixels_HW3.shape[:2]
     whole = Panel((0, 0, width, height))
     page = _Page(pixels_HW3)
-    if page.height < 32 or page.width < 32:
+    if min(page.height, page.width) < MIN_FIGURE:
         return [whole]
-    found = page.cut((0, 0, page.width, page.height), (0.0, 0.0), 1.0)
-    if len(found) < 2:
-        return [dataclasses.replace(whole, score=1 - page.doubt)]
-    scale_x, scale_y = width / page.width, height / page.height
+    regions = _leaves(page.cut((0, 0, page.width, page.height), (0.0, 0.0), 1.0), num_labels)
+    if len(regions) < 2:
+        return [whole]
+    scale = np.array([width / page.width, height / page.height] * 2)
     panels = []
-    for (left, top, right, bottom), score in found:
-        box = (
-            max(0, round(left * scale_x)),
-            max(0, round(top * scale_y)),
-            min(width, round(right * scale_x)),
-            min(height, round(bottom * scale_y)),
-        )
-        panels.append(Panel(box, score=round(score, 3)))
+    for region in regions:
+        left, top, right, bottom = np.rint(np.multiply(page.trim(region.box), scale)).astype(int)
+        box = (int(left), int(top), min(width, int(right)), min(height, int(bottom)))
+        panels.append(Panel(box, score=round(region.score, 3)))
     return reading_order(panels)
 
 
@@ -86,6 +88,26 @@ def reading_order(panels: Sequence[Panel]) -> list[Panel]:
         else:
             rows.append([panel])
     return [panel for row in rows for panel in sorted(row, key=lambda panel: panel.box[0])]
+
+
+@dataclasses.dataclass(slots=True)
+class _Region:
+    """A box, and the two that its strongest gutter parts it in, if any."""
+
+    box: Box
+    score: float
+    strength: float = 0.0
+    halves: tuple["_Region", ...] = ()
+
+
+def _leaves(region: _Region, most: int) -> list[_Region]:
+    """The regions after all cuts; after the `most - 1` strongest ones, if `most` is not 0."""
+    leaves = [region]
+    while any(leaf.halves for leaf in leaves) and (most == 0 or len(leaves) < most):
+        strongest = max((leaf for leaf in leaves if leaf.halves), key=lambda leaf: leaf.strength)
+        leaves.remove(strongest)
+        leaves += strongest.halves
+    return leaves
 
 
 @dataclasses.dataclass(slots=True)
@@ -106,14 +128,11 @@ class _Page:
         if scale < 1:
             small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
         self.height, self.width = small.shape[:2]
-        self.doubt = 0.0  # the best evidence for a cut that was not made
         darkest, lightest = small.min(2), small.max(2)
         white, black = darkest >= PAGE_WHITE, lightest <= PAGE_BLACK
         border = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
-        self.is_black = white.mean() < 0.03 and border.mean() < 0.05
-        page = black if self.is_black else white
+        page = black if white.mean() < 0.03 and border.mean() < 0.05 else white
         self._page = _sums(page)
-        self._lines = _sums(black if not self.is_black else white)
         self._steps = [_sums(_step(small, axis, 1)) for axis in (1, 0)]
         self._changes = [_sums(_step(small, axis, 4)) for axis in (1, 0)]
         strokes = cv2.morphologyEx((~page).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((JOIN, JOIN)))
@@ -175,46 +194,48 @@ class _Page:
 
     # --- Cutting ---
 
-    def cut(self, box: Box, outside: tuple[float, float], score: float) -> list[tuple[Box, float]]:
-        """The panels in a box, each with its score.
+    def cut(self, box: Box, outside: tuple[float, float], score: float) -> _Region:
+        """Takes a box apart.
 
         Args:
           outside: strength of the upright and the level gutters around it; 0 where there are none.
+          score: of the weakest cut around it.
         """
         box = self.trim(box)
-        best: tuple[float, float, int, list[Box]] | None = None
+        best: tuple[float, int, list[Box], list[float]] | None = None
         for axis in (0, 1):
-            pieces, strength = self._pieces(box, axis, outside[axis])
-            if len(pieces) < 2:
-                continue
-            quality = strength / (1 + _unevenness(pieces, axis))
-            if best is None or quality > best[0]:
-                best = quality, strength, axis, pieces
+            pieces, strengths = self._pieces(box, axis, outside[axis])
+            if len(pieces) > 1:
+                quality = min(strengths) / (1 + _unevenness(pieces, axis))
+                if best is None or quality > best[0]:
+                    best = quality, axis, pieces, strengths
         if best is None:
-            return [(box, score)]
-        _, strength, axis, pieces = best
-        outside = (strength, outside[1]) if axis == 0 else (outside[0], strength)
-        score = min(score, 1 - 0.5 * np.exp(-strength / 4))
-        return [panel for piece in pieces for panel in self.cut(piece, outside, score)]
+            return _Region(box, score)
+        _, axis, pieces, strengths = best
+        weakest = min(strengths)
+        outside = (weakest, outside[1]) if axis == 0 else (outside[0], weakest)
+        score = min(score, 1 - 0.5 * float(np.exp(-weakest / 4)))
+        regions = [self.cut(piece, outside, score) for piece in pieces]
+        return _in_two(regions, strengths, score)
 
-    def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], float]:
-        """The box cut along an axis between pieces with a body; the weakest gutter's strength."""
+    def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], list[float]]:
+        """The box cut along an axis into pieces with a body; strengths of the gutters between."""
         gutters = [g for g in self._gutters(box, axis) if g.strength >= INNER_GUTTER * outside]
         edges = [box[axis], *(e for g in gutters for e in (g.start, g.end)), box[axis + 2]]
-        spans = [[a, b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        strengths = [gutter.strength for gutter in gutters]
         bodies = [self.has_body(_with_span(box, axis, span), axis) for span in spans]
         while len(spans) > 1 and not all(bodies):
-            index = bodies.index(False)
-            before = gutters[index - 1].strength if index else np.inf
-            after = gutters[index].strength if index < len(gutters) else np.inf
+            index = bodies.index(False)  # goes to its nearer neighbour
+            before = strengths[index - 1] if index else np.inf
+            after = strengths[index] if index < len(strengths) else np.inf
             first = index - 1 if before <= after else index
-            joined = [spans[first][0], spans[first + 1][1]]
+            joined = (spans[first][0], spans[first + 1][1])
             body = any(bodies[first : first + 2])
             body = body or self.has_body(_with_span(box, axis, joined), axis)
             spans[first : first + 2], bodies[first : first + 2] = [joined], [body]
-            del gutters[first]
-        strength = min((g.strength for g in gutters), default=0.0)
-        return [_with_span(box, axis, span) for span in spans], strength
+            del strengths[first]
+        return [_with_span(box, axis, span) for span in spans], strengths
 
     def _gutters(self, box: Box, axis: int) -> list[_Gutter]:
         """Bands of page colour, thin lines and seams right through a box; not at its ends."""
@@ -223,6 +244,7 @@ class _Page:
         gutters = [_Gutter(start + a, start + b, b - a) for a, b in _runs(page >= GUTTER_SHARE)]
         gutters = [g for g in gutters if g.start > start and g.end < end]
         gutters = [g for g in gutters if g.strength >= 4 or self._is_sharp(box, axis, g)]
+        gutters = [g for g in gutters if not self._is_crossed(box, axis, g)]
         gutters += self._seams(box, axis, gutters)
         return sorted(gutters, key=lambda gutter: gutter.start)
 
@@ -234,9 +256,16 @@ class _Page:
         ]
         return max(beside) < 0.5
 
+    def _is_crossed(self, box: Box, axis: int, gutter: _Gutter) -> bool:
+        """Does a line, such as an axis, run from one side to the other? At the ends: a frame."""
+        band = _with_span(box, axis, (gutter.start, gutter.end))
+        page = self._profile(self._page, band, 1 - axis)
+        margin = max(2, int(FRAME * len(page)))
+        return bool((page[margin:-margin] == 0).any())
+
     def _seams(self, box: Box, axis: int, gutters: Sequence[_Gutter]) -> list[_Gutter]:
         """Straight steps between two pictures that touch, or have a thin line between them."""
-        if self.page_share(box) > 0.5:
+        if self.page_share(box) > MAX_SEAM_PAGE:
             return []
         start, end = box[axis], box[axis + 2]
         steps = self._profile(self._steps[axis], box, axis)
@@ -268,6 +297,20 @@ def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
 def _around(profile: np.ndarray) -> np.ndarray:
     """Mean over 31 places."""
     return cv2.blur(profile[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
+
+
+def _in_two(regions: list[_Region], strengths: list[float], score: float) -> _Region:
+    """Regions in a row as a tree that parts at the strongest gutter first."""
+    if len(regions) == 1:
+        return regions[0]
+    at = int(np.argmax(strengths))
+    boxes = np.array([region.box for region in regions])
+    left, top, right, bottom = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+    halves = (
+        _in_two(regions[: at + 1], strengths[:at], score),
+        _in_two(regions[at + 1 :], strengths[at + 1 :], score),
+    )
+    return _Region((left, top, right, bottom), score, strengths[at], halves)
 
 
 def _sums(mask_HW: np.ndarray) -> np.ndarray:
