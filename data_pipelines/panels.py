@@ -20,19 +20,31 @@ import numpy as np
 MIN_FIGURE = 32  # pixels of a side, below which nothing is looked for
 WORK_SIDE = 800  # pixels of the longer side while looking for gutters
 PAGE_WHITE, PAGE_BLACK = 228, 22  # a page pixel is at least, at most; JPEG rings around letters
-GUTTER_SHARE = 0.985  # of page pixels along a gutter
 SEAM_STEP = 14  # grey levels from one side of a seam to the other
-SEAM_SHARE = 0.5  # of a seam's length that has the step
-MAX_SEAM_PAGE = 0.35  # of a region with seams: in a drawing, straight steps are part of it
-MIN_SIDE = 0.09  # of the figure's side, of a panel; 0.12 of panels.csv's 26,915 have less
-MIN_DRAWN_SIDE = 0.12  # of one that is not a picture
+MIN_AREA = 0.008  # of the figure, of a panel
 JOIN = 5  # pixels between strokes of one drawing, at WORK_SIDE
-MIN_AREA = 0.008  # of the figure
 INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
-BODY_SHARE = 0.42  # of a piece's sides, covered by its largest connected drawing
-DENSE = 0.5  # share of pixels that are not page, from which on a piece is a picture
-
+PICTURE = 0.5  # share of pixels that are not page, from which on a piece is a picture
+THIN = 4  # pixels of a gutter
 FRAME = 0.03  # of a gutter's length, at its ends, where a line across it is a frame around all
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rules:
+    """How much evidence a cut needs."""
+
+    gutter_share: float  # of page pixels along a gutter
+    seam_share: float  # of a seam's length that has a step
+    max_seam_page: float  # of a region with seams: in drawings, straight steps mean nothing
+    body_share: float  # of a piece's thickness, that its largest connected drawing covers
+    min_side: float  # of the figure's side, of a panel: 0.12 is panels.csv's first percentile
+    min_drawn_side: float  # of one that is not a picture
+
+
+STRICT = _Rules(0.985, 0.5, 0.35, 0.42, 0.09, 0.12)
+LENIENT = _Rules(0.97, 0.4, 0.7, 0.25, 0.07, 0.07)  # where the caption names more panels
+
+LENIENT_SCORE = 0.6  # at most, of a cut that the caption asked for
 
 Box = tuple[int, int, int, int]
 
@@ -46,7 +58,7 @@ class Panel:
     score: float = 1.0  # 0 to 1: how sure the cut is
 
 
-# What a learned detector has to be: (pixels uint8 [H, W, 3], num_labels) -> panels in reading order.
+# What a learned detector has to be: pixels uint8 [H, W, 3], num_labels -> panels, reading order.
 Detector = Callable[[np.ndarray, int], list[Panel]]
 
 
@@ -57,13 +69,14 @@ def find_panels(pixels_HW3: np.ndarray, num_labels: int = 0) -> list[Panel]:
       pixels_HW3: uint8, RGB.
       num_labels: how many panels the caption names, 0 if it does not say. A panel "A" may consist
         of several pictures: where more are found than labels, only the widest gutters are cut.
+        Where fewer are found, less evidence is enough, if that gives the number.
     """
     height, width = pixels_HW3.shape[:2]
     whole = Panel((0, 0, width, height))
     page = _Page(pixels_HW3)
     if min(page.height, page.width) < MIN_FIGURE:
         return [whole]
-    regions = _leaves(page.cut((0, 0, page.width, page.height), (0.0, 0.0), 1.0), num_labels)
+    regions = page.regions(num_labels)
     if len(regions) < 2:
         return [whole]
     scale = np.array([width / page.width, height / page.height] * 2)
@@ -128,6 +141,7 @@ class _Page:
         if scale < 1:
             small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
         self.height, self.width = small.shape[:2]
+        self.rules = STRICT
         darkest, lightest = small.min(2), small.max(2)
         white, black = darkest >= PAGE_WHITE, lightest <= PAGE_BLACK
         border = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
@@ -177,22 +191,31 @@ class _Page:
         """Is a piece, cut along an axis, large enough, and more than letters?"""
         left, top, right, bottom = self.trim(box)
         width, height = right - left, bottom - top
-        if width < MIN_SIDE * self.width or height < MIN_SIDE * self.height:
+        if width < self.rules.min_side * self.width or height < self.rules.min_side * self.height:
             return False
         if width * height < MIN_AREA * self.width * self.height:
             return False
-        if self.page_share((left, top, right, bottom)) < 1 - DENSE:
+        if self.page_share((left, top, right, bottom)) < 1 - PICTURE:
             return True
-        if min(width / self.width, height / self.height) < MIN_DRAWN_SIDE:
+        if min(width / self.width, height / self.height) < self.rules.min_drawn_side:
             return False
         parts = self._components
         x, y = parts[:, 0] + parts[:, 2] / 2, parts[:, 1] + parts[:, 3] / 2
         inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        least = np.array([MIN_SIDE * self.width, MIN_SIDE * self.height])
-        least[axis] = max(least[axis], BODY_SHARE * (width, height)[axis])
+        least = np.array([self.rules.min_side * self.width, self.rules.min_side * self.height])
+        least[axis] = max(least[axis], self.rules.body_share * (width, height)[axis])
         return bool((parts[inside, 2:4] >= least).all(1).any())
 
     # --- Cutting ---
+
+    def regions(self, num_labels: int) -> list[_Region]:
+        everything = (0, 0, self.width, self.height)
+        found = _leaves(self.cut(everything, (0.0, 0.0), 1.0), num_labels)
+        if len(found) < num_labels:
+            self.rules = LENIENT
+            more = _leaves(self.cut(everything, (0.0, 0.0), LENIENT_SCORE), num_labels)
+            found = more if len(more) == num_labels else found
+        return found
 
     def cut(self, box: Box, outside: tuple[float, float], score: float) -> _Region:
         """Takes a box apart.
@@ -241,10 +264,20 @@ class _Page:
         """Bands of page colour, thin lines and seams right through a box; not at its ends."""
         start, end = box[axis], box[axis + 2]
         page = self._profile(self._page, box, axis)
-        gutters = [_Gutter(start + a, start + b, b - a) for a, b in _runs(page >= GUTTER_SHARE)]
+        gutters = [
+            _Gutter(start + a, start + b, b - a) for a, b in _runs(page >= self.rules.gutter_share)
+        ]
         gutters = [g for g in gutters if g.start > start and g.end < end]
-        gutters = [g for g in gutters if g.strength >= 4 or self._is_sharp(box, axis, g)]
-        gutters = [g for g in gutters if not self._is_crossed(box, axis, g)]
+        # a thin one parts pictures; a wide one may part drawings, if no line goes across
+        gutters = [
+            g
+            for g in gutters
+            if (
+                self._is_sharp(box, axis, g)
+                if g.strength < THIN
+                else not self._crossed(box, axis, g)
+            )
+        ]
         gutters += self._seams(box, axis, gutters)
         return sorted(gutters, key=lambda gutter: gutter.start)
 
@@ -256,7 +289,7 @@ class _Page:
         ]
         return max(beside) < 0.5
 
-    def _is_crossed(self, box: Box, axis: int, gutter: _Gutter) -> bool:
+    def _crossed(self, box: Box, axis: int, gutter: _Gutter) -> bool:
         """Does a line, such as an axis, run from one side to the other? At the ends: a frame."""
         band = _with_span(box, axis, (gutter.start, gutter.end))
         page = self._profile(self._page, band, 1 - axis)
@@ -265,15 +298,15 @@ class _Page:
 
     def _seams(self, box: Box, axis: int, gutters: Sequence[_Gutter]) -> list[_Gutter]:
         """Straight steps between two pictures that touch, or have a thin line between them."""
-        if self.page_share(box) > MAX_SEAM_PAGE:
+        if self.page_share(box) > self.rules.max_seam_page:
             return []
         start, end = box[axis], box[axis + 2]
         steps = self._profile(self._steps[axis], box, axis)
         changes = self._profile(self._changes[axis], box, axis)  # a line has the same on both sides
-        margin = max(4, int(MIN_SIDE * (self.width, self.height)[axis]))
+        margin = max(4, int(self.rules.min_side * (self.width, self.height)[axis]))
         seams = []
         for place in np.flatnonzero(
-            (steps >= SEAM_SHARE)
+            (steps >= self.rules.seam_share)
             & (steps >= _around(steps) + 0.35)
             & (changes >= _around(changes) + 0.15)
         ):
