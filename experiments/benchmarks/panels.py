@@ -54,8 +54,8 @@ class Score:
     def __str__(self) -> str:
         precision, recall = self.right / max(1, self.found), self.right / max(1, self.wanted)
         return (
-            f"F1 {self.f1:.3f} precision {precision:.3f} recall {recall:.3f}; {self.wanted} panels, "
-            f"{self.all_right} of {self.figures} figures without an error"
+            f"F1 {self.f1:.3f} precision {precision:.3f} recall {recall:.3f}; {self.wanted} "
+            f"panels, {self.all_right} of {self.figures} figures without an error"
         )
 
 
