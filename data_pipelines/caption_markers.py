@@ -6,6 +6,8 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
 SERIES = {  # the labels there are, in order
     "upper": tuple(string.ascii_uppercase),
@@ -14,9 +16,11 @@ SERIES = {  # the labels there are, in order
     "digit": tuple(str(number) for number in range(1, 31)),
 }
 ONE = {"upper": "[A-Z]", "lower": "[a-z]", "roman": "x?[ivx]{1,4}", "digit": r"[1-9]\d?"}
-JOIN = r"\s*(?:,\s*(?:and\b|&)?|and\b|&|/|[-–—−]|\bto\b|\bthrough\b)\s*"
+# Between labels. Texts have single spaces here, and no two alternatives begin alike: with a choice
+# of where a space belongs, a hostile caption would take time exponential in its length.
+JOIN = r"(?: ?, ?(?:and |& ?)?| and | ?& ?| ?/ ?| ?[-–—−] ?| to | through )"
 PANEL = r"(?:[Pp]anels?|[Ii]mages?|[Ff]ig(?:ure|s?\.)?|[Pp]arts?|[Ss]ubfigures?)"
-CLAUSE_START = re.compile(r"(^|[.:;?!\]]|[.:;?!]['\"”)])\s*$")
+CLAUSE_START = re.compile(r"[.:;?!\]]['\"”)]?$")
 FUNCTION_WORD = re.compile(
     r"\b(?:and|or|from|of|in|with|whereas|while|the|for|by|as|to|both|on|at|is|are|either)$|,$"
 )
@@ -24,7 +28,10 @@ ENDS_CLAUSE = re.compile(r"\s*($|[.,;:)\]]|(and|or|but|while|whereas|vs|versus|a
 PLACES = {
     "upper": "top", "lower": "bottom", "center": "middle", "centre": "middle", "central": "middle",
 }  # fmt: skip
-PLACE = r"(?:(?:upper|lower|top|bottom)[- ])?(?:left|right)|upper|lower|top|bottom|middle|cent(?:re|er|ral)"
+PLACE = (
+    r"(?:(?:upper|lower|top|bottom)[- ])?(?:left|right)"
+    r"|upper|lower|top|bottom|middle|cent(?:re|er|ral)"
+)
 PLACE_NOUN = (
     r"(?:[- ]?(?:hand )?(?:panels?|images?|columns?|rows?|side|graphs?|pictures?|photos?))?"
 )
@@ -79,18 +86,19 @@ STYLES = (
 
 def _patterns(series: str) -> dict[str, re.Pattern]:
     one = rf"{ONE[series]}['′]?(?!\w)"
-    several = rf"\(?{one}\)?(?:{JOIN}\(?{one}\)?)*"
+    several = rf"\(?{one}\)?(?:{JOIN}\(?{one}\)?){{0,25}}"
     start = r"(?:(?<=[.:;?!\])])\s*|(?<=[.;,] )|(?<=^)|(?<=\band ))"
     inside = rf"(?:{PANEL}\s+)?(?P<labels>{several})(?:\s*[,;:]\s*(?:{PLACE}){PLACE_NOUN})?"
     patterns = {
         "paren": rf"[(\[]\s*{inside}\s*[)\]]",
         "tail": rf"[(;,]\s*(?:{PANEL}\s+)?(?P<labels>{several})\s*\)",
-        "half": rf"(?<![\w(\[/-])(?P<labels>{one}(?:{JOIN}{one})*)\)",
+        "half": rf"(?<![\w(\[/-])(?P<labels>{one}(?:{JOIN}{one}){{0,25}})\)",
         "colon": rf"{start}(?:{PANEL}\s+)?(?P<labels>{several})\s?:(?=\s|[A-Z])",
         "dot": rf"{start}(?P<labels>{several})\.\s*(?=[A-Z0-9(\"“])",
-        "comma": rf"{start}(?P<labels>{one}(?:{JOIN}{one})*)\s?,\s+(?=\S)",
+        "comma": rf"{start}(?P<labels>{one}(?:{JOIN}{one}){{0,25}})\s?,\s+(?=\S)",
         "panel": rf"\b{PANEL}\s+\(?(?P<labels>{several})\)?(?=[\s,.:])",
-        "bare": rf"{start}(?P<labels>{one}(?:{JOIN}{one})*)\s+(?=[A-Z][a-z]|[A-Z]{{2}}|[0-9])",
+        "bare": rf"{start}(?P<labels>{one}(?:{JOIN}{one}){{0,25}})\s+"
+        r"(?=[A-Z][a-z]|[A-Z]{2}|[0-9])",
     }
     return {style: re.compile(pattern) for style, pattern in patterns.items()}
 
@@ -101,15 +109,19 @@ PATTERNS = {series: _patterns(series) for series in SERIES}
 def _candidates(text: str, series: str) -> Iterator[Marker]:
     """Every place that may name panels of a series, in every style; sorted by place."""
     found: list[Marker] = []
+    taken = np.zeros(len(text) + 1, bool)
+    letters = np.array(list(text + " "))
+    depth = np.cumsum((letters == "(").astype(int) - (letters == ")"))
     for style, pattern in PATTERNS[series].items():
         for match in pattern.finditer(text):
             labels = _expand(match["labels"], series)
-            if not labels or any(m.start < match.end() and match.start() < m.end for m in found):
+            if not labels or taken[match.start() : match.end()].any():
                 continue
-            is_open = text.count("(", 0, match.start() + 1) > text.count(")", 0, match.start() + 1)
+            is_open = depth[match.start()] > 0
             if (style == "half" and is_open) or (style == "tail" and not is_open):
                 continue
             start = match.start() + len(match[0]) - len(match[0].lstrip())
+            taken[start : match.end()] = True
             found.append(_directed(text, Marker(start, match.end(), labels, style)))
     yield from sorted(found, key=lambda marker: marker.start)
 
@@ -135,11 +147,12 @@ def _expand(written: str, series: str) -> tuple[str, ...]:
 
 def _directed(text: str, marker: Marker) -> Marker:
     """Tells whether a marker's text follows it, "(A) mice", or leads to it, "mice (A)"."""
-    before, after = text[: marker.start].rstrip(), text[marker.end :]
-    at_start = bool(CLAUSE_START.search(before))
+    before = text[max(0, marker.start - 20) : marker.start].rstrip()
+    after = text[marker.end : marker.end + 20]
+    at_start = not before or bool(CLAUSE_START.search(before))
     if marker.style not in ("paren", "tail", "half"):
         leads = True
-    elif not after.strip(" ."):
+    elif not text[marker.end : marker.end + 3].strip(" ."):
         leads = False
     elif at_start:
         leads = True

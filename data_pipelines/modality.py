@@ -2,8 +2,8 @@
 
     named_modalities("Axial CT, (MRI) and H&E-stained section.") -> {"radiology", "microscopy"}
 
-The image classifier is a softmax regression on cheap statistics, trained by
-`python -m experiments.train_modality`; its weights are in modality.json, with its measured accuracy.
+The image classifier is a softmax regression on cheap statistics. `python -m
+experiments.train_modality` writes its weights to modality.json, with the accuracy it measured.
 Shape letters: H height, W width, F features, C classes.
 """
 

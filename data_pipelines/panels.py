@@ -14,23 +14,9 @@ Shape letters: H height, W width. Boxes are (left, top, right, bottom), right an
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import cv2
 import numpy as np
 
-WORK_SIDE = 800  # pixels of the longer side while looking for gutters
-PAGE_WHITE, PAGE_BLACK = 228, 22  # a page pixel is at least, at most; JPEG rings around letters
-GUTTER_SHARE = 0.985  # of page pixels along a gutter
-SEAM_STEP = 14  # grey levels from one side of a seam to the other
-SEAM_SHARE = 0.5  # of a seam's length that has the step
-MIN_SIDE = 0.09  # of the figure's side, of a panel; 0.12 of panels.csv's 26,915 have less
-MIN_DRAWN_SIDE = 0.12  # of one that is not a picture
-JOIN = 5  # pixels between strokes of one drawing, at WORK_SIDE
-MIN_AREA = 0.008  # of the figure
-INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
-BODY_SHARE = 0.42  # of a piece's sides, covered by its largest connected drawing
-DENSE = 0.5  # share of pixels that are not page, from which on a piece is a picture
-
-Box = tuple[int, int, int, int]
+from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,34 +28,33 @@ class Panel:
     score: float = 1.0  # 0 to 1: how sure the cut is
 
 
-# What a learned detector has to be: pixels uint8 [H, W, 3] -> panels in reading order.
-Detector = Callable[[np.ndarray], list[Panel]]
+# What a learned detector has to be: pixels uint8 [H, W, 3], num_labels -> panels, reading order.
+Detector = Callable[[np.ndarray, int], list[Panel]]
 
 
-def find_panels(pixels_HW3: np.ndarray) -> list[Panel]:
+def find_panels(pixels_HW3: np.ndarray, num_labels: int = 0) -> list[Panel]:
     """The panels of a figure in reading order; one that covers the whole if it is not compound.
 
     Args:
       pixels_HW3: uint8, RGB.
+      num_labels: how many panels the caption names, 0 if it does not say. A panel "A" may consist
+        of several pictures: where more are found than labels, only the widest gutters are cut.
+        Where fewer are found, less evidence is enough, if that gives the number.
     """
     height, width = pixels_HW3.shape[:2]
     whole = Panel((0, 0, width, height))
-    page = _Page(pixels_HW3)
-    if page.height < 32 or page.width < 32:
+    page = Page(pixels_HW3)
+    if min(page.height, page.width) < MIN_FIGURE:
         return [whole]
-    found = page.cut((0, 0, page.width, page.height), (0.0, 0.0), 1.0)
-    if len(found) < 2:
-        return [dataclasses.replace(whole, score=1 - page.doubt)]
-    scale_x, scale_y = width / page.width, height / page.height
+    regions = page.regions(num_labels)
+    if len(regions) < 2:
+        return [whole]
+    scale = np.array([width / page.width, height / page.height] * 2)
     panels = []
-    for (left, top, right, bottom), score in found:
-        box = (
-            max(0, round(left * scale_x)),
-            max(0, round(top * scale_y)),
-            min(width, round(right * scale_x)),
-            min(height, round(bottom * scale_y)),
-        )
-        panels.append(Panel(box, score=round(score, 3)))
+    for region in regions:
+        left, top, right, bottom = np.rint(np.multiply(page.trim(region.box), scale)).astype(int)
+        box = (int(left), int(top), min(width, int(right)), min(height, int(bottom)))
+        panels.append(Panel(box, score=round(region.score, 3)))
     return reading_order(panels)
 
 
@@ -86,213 +71,3 @@ def reading_order(panels: Sequence[Panel]) -> list[Panel]:
         else:
             rows.append([panel])
     return [panel for row in rows for panel in sorted(row, key=lambda panel: panel.box[0])]
-
-
-@dataclasses.dataclass(slots=True)
-class _Gutter:
-    start: int
-    end: int
-    strength: float  # pixels of width; a seam has 1
-
-
-class _Page:
-    """A figure at working size, with sums that make every question about a rectangle cheap."""
-
-    def __init__(self, pixels_HW3: np.ndarray):
-        height, width = pixels_HW3.shape[:2]
-        scale = min(1.0, WORK_SIDE / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = np.ascontiguousarray(pixels_HW3)
-        if scale < 1:
-            small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
-        self.height, self.width = small.shape[:2]
-        self.doubt = 0.0  # the best evidence for a cut that was not made
-        darkest, lightest = small.min(2), small.max(2)
-        white, black = darkest >= PAGE_WHITE, lightest <= PAGE_BLACK
-        border = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
-        self.is_black = white.mean() < 0.03 and border.mean() < 0.05
-        page = black if self.is_black else white
-        self._page = _sums(page)
-        self._lines = _sums(black if not self.is_black else white)
-        self._steps = [_sums(_step(small, axis, 1)) for axis in (1, 0)]
-        self._changes = [_sums(_step(small, axis, 4)) for axis in (1, 0)]
-        strokes = cv2.morphologyEx((~page).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((JOIN, JOIN)))
-        _, _, stats, _ = cv2.connectedComponentsWithStats(strokes)
-        order = np.argsort(-stats[1:, 2] * stats[1:, 3])
-        self._components = stats[1:][order][:400]
-
-    # --- Questions about rectangles ---
-
-    def page_share(self, box: Box) -> float:
-        left, top, right, bottom = box
-        total = _rectangle(self._page, box)
-        return float(total) / max(1, (right - left) * (bottom - top))
-
-    def _profile(self, sums: np.ndarray, box: Box, axis: int) -> np.ndarray:
-        """Share of set pixels of each column (axis 0) or row (axis 1) of a box."""
-        left, top, right, bottom = box
-        if axis == 0:
-            line = sums[bottom, left : right + 1] - sums[top, left : right + 1]
-            return np.diff(line) / max(1, bottom - top)
-        line = sums[top : bottom + 1, right] - sums[top : bottom + 1, left]
-        return np.diff(line) / max(1, right - left)
-
-    def trim(self, box: Box) -> Box:
-        """Without the margins of page colour."""
-        left, top, right, bottom = box
-        for _ in range(2):
-            for axis in (0, 1):
-                if right - left < 2 or bottom - top < 2:
-                    return left, top, right, bottom
-                filled = self._profile(self._page, (left, top, right, bottom), axis) < 0.997
-                if not filled.any():
-                    return left, top, right, bottom
-                first, last = int(filled.argmax()), len(filled) - int(filled[::-1].argmax())
-                if axis == 0:
-                    left, right = left + first, left + last
-                else:
-                    top, bottom = top + first, top + last
-        return left, top, right, bottom
-
-    def has_body(self, box: Box, axis: int) -> bool:
-        """Is a piece, cut along an axis, large enough, and more than letters?"""
-        left, top, right, bottom = self.trim(box)
-        width, height = right - left, bottom - top
-        if width < MIN_SIDE * self.width or height < MIN_SIDE * self.height:
-            return False
-        if width * height < MIN_AREA * self.width * self.height:
-            return False
-        if self.page_share((left, top, right, bottom)) < 1 - DENSE:
-            return True
-        if min(width / self.width, height / self.height) < MIN_DRAWN_SIDE:
-            return False
-        parts = self._components
-        x, y = parts[:, 0] + parts[:, 2] / 2, parts[:, 1] + parts[:, 3] / 2
-        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        least = np.array([MIN_SIDE * self.width, MIN_SIDE * self.height])
-        least[axis] = max(least[axis], BODY_SHARE * (width, height)[axis])
-        return bool((parts[inside, 2:4] >= least).all(1).any())
-
-    # --- Cutting ---
-
-    def cut(self, box: Box, outside: tuple[float, float], score: float) -> list[tuple[Box, float]]:
-        """The panels in a box, each with its score.
-
-        Args:
-          outside: strength of the upright and the level gutters around it; 0 where there are none.
-        """
-        box = self.trim(box)
-        best: tuple[float, float, int, list[Box]] | None = None
-        for axis in (0, 1):
-            pieces, strength = self._pieces(box, axis, outside[axis])
-            if len(pieces) < 2:
-                continue
-            quality = strength / (1 + _unevenness(pieces, axis))
-            if best is None or quality > best[0]:
-                best = quality, strength, axis, pieces
-        if best is None:
-            return [(box, score)]
-        _, strength, axis, pieces = best
-        outside = (strength, outside[1]) if axis == 0 else (outside[0], strength)
-        score = min(score, 1 - 0.5 * np.exp(-strength / 4))
-        return [panel for piece in pieces for panel in self.cut(piece, outside, score)]
-
-    def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], float]:
-        """The box cut along an axis between pieces with a body; the weakest gutter's strength."""
-        gutters = [g for g in self._gutters(box, axis) if g.strength >= INNER_GUTTER * outside]
-        edges = [box[axis], *(e for g in gutters for e in (g.start, g.end)), box[axis + 2]]
-        spans = [[a, b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        bodies = [self.has_body(_with_span(box, axis, span), axis) for span in spans]
-        while len(spans) > 1 and not all(bodies):
-            index = bodies.index(False)
-            before = gutters[index - 1].strength if index else np.inf
-            after = gutters[index].strength if index < len(gutters) else np.inf
-            first = index - 1 if before <= after else index
-            joined = [spans[first][0], spans[first + 1][1]]
-            body = any(bodies[first : first + 2])
-            body = body or self.has_body(_with_span(box, axis, joined), axis)
-            spans[first : first + 2], bodies[first : first + 2] = [joined], [body]
-            del gutters[first]
-        strength = min((g.strength for g in gutters), default=0.0)
-        return [_with_span(box, axis, span) for span in spans], strength
-
-    def _gutters(self, box: Box, axis: int) -> list[_Gutter]:
-        """Bands of page colour, thin lines and seams right through a box; not at its ends."""
-        start, end = box[axis], box[axis + 2]
-        page = self._profile(self._page, box, axis)
-        gutters = [_Gutter(start + a, start + b, b - a) for a, b in _runs(page >= GUTTER_SHARE)]
-        gutters = [g for g in gutters if g.start > start and g.end < end]
-        gutters = [g for g in gutters if g.strength >= 4 or self._is_sharp(box, axis, g)]
-        gutters += self._seams(box, axis, gutters)
-        return sorted(gutters, key=lambda gutter: gutter.start)
-
-    def _is_sharp(self, box: Box, axis: int, gutter: _Gutter) -> bool:
-        """Do pictures end on both sides of it?"""
-        beside = [
-            self.page_share(_with_span(box, axis, span))
-            for span in ((gutter.start - 3, gutter.start), (gutter.end, gutter.end + 3))
-        ]
-        return max(beside) < 0.5
-
-    def _seams(self, box: Box, axis: int, gutters: Sequence[_Gutter]) -> list[_Gutter]:
-        """Straight steps between two pictures that touch, or have a thin line between them."""
-        if self.page_share(box) > 0.5:
-            return []
-        start, end = box[axis], box[axis + 2]
-        steps = self._profile(self._steps[axis], box, axis)
-        changes = self._profile(self._changes[axis], box, axis)  # a line has the same on both sides
-        margin = max(4, int(MIN_SIDE * (self.width, self.height)[axis]))
-        seams = []
-        for place in np.flatnonzero(
-            (steps >= SEAM_SHARE)
-            & (steps >= _around(steps) + 0.35)
-            & (changes >= _around(changes) + 0.15)
-        ):
-            at = start + int(place)
-            near = [*gutters, *seams]
-            if place < margin or place > end - start - margin:
-                continue
-            if any(g.start - 5 <= at <= g.end + 5 for g in near):
-                continue
-            seams.append(_Gutter(at, at, 1.0))
-        return seams
-
-
-def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
-    """Where what is `reach` pixels before differs from what is `reach - 1` after, bool [H, W]."""
-    before = np.roll(pixels_HW3, reach, axis)
-    after = np.roll(pixels_HW3, 1 - reach, axis)
-    return cv2.absdiff(before, after).max(2) > SEAM_STEP
-
-
-def _around(profile: np.ndarray) -> np.ndarray:
-    """Mean over 31 places."""
-    return cv2.blur(profile[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
-
-
-def _sums(mask_HW: np.ndarray) -> np.ndarray:
-    """Integral image, int32 [H + 1, W + 1]."""
-    return cv2.integral(mask_HW.astype(np.uint8))
-
-
-def _rectangle(sums: np.ndarray, box: Box) -> int:
-    left, top, right, bottom = box
-    return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
-
-
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """[start, end) of each run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _with_span(box: Box, axis: int, span: Sequence[int]) -> Box:
-    left, top, right, bottom = box
-    if axis == 0:
-        return max(left, span[0]), top, min(right, span[1]), bottom
-    return left, max(top, span[0]), right, min(bottom, span[1])
-
-
-def _unevenness(pieces: Sequence[Box], axis: int) -> float:
-    sizes = np.array([piece[axis + 2] - piece[axis] for piece in pieces], float)
-    return float(sizes.std() / sizes.mean())

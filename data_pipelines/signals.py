@@ -1,6 +1,6 @@
 """The quality signals of a record: one entry a column of metadata.parquet.
 
-    signals(record, pixels) -> {"aspect": 1.33, "sharpness": 212.0, ..., "modality": "radiology", ...}
+    signals(record, pixels) -> {"aspect": 1.33, "sharpness": 212.0, ..., "modality": "chart", ...}
 
 Each is cheap, has a unit, and says of one record only what can be seen in it. What needs others, or
 a model, is added when the dataset is there: `duplicate_cluster` by fingerprint.near_duplicates of
