@@ -139,7 +139,7 @@ def _parts(
 ) -> Iterator["_Part | Drop"]:
     """The whole figure, its panels, or both."""
     split = split_caption(figure.caption)
-    panels = find_panels(pixels_HW3)
+    panels = find_panels(pixels_HW3, num_labels=sum(len(labels) for labels, _ in split.parts))
     alignments = align(panels, split)
     size = {"short_side": options.short_side, "quality": options.quality}
     size["min_side"] = options.min_side
