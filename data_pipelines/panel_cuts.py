@@ -17,6 +17,7 @@ MIN_AREA = 0.008  # of the figure, of a panel
 JOIN = 5  # pixels between strokes of one drawing, at WORK_SIDE
 INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
 PICTURE = 0.5  # share of pixels that are not page, from which on a piece is a picture
+SEAM = 1.0  # strength of a seam, in pixels of a gutter's width
 THIN = 4  # pixels of a gutter
 FRAME = 0.03  # of a gutter's length, at its ends, where a line across it is a frame around all
 
@@ -65,7 +66,7 @@ def leaves(region: Region, most: int) -> list[Region]:
 class _Gutter:
     start: int
     end: int
-    strength: float  # pixels of width; a seam has 1
+    strength: float  # pixels of width
 
 
 class Page:
@@ -182,7 +183,11 @@ class Page:
 
     def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], list[float]]:
         """The box cut along an axis into pieces with a body; strengths of the gutters between."""
-        gutters = [g for g in self._gutters(box, axis) if g.strength >= INNER_GUTTER * outside]
+        gutters = [
+            gutter
+            for gutter in self._gutters(box, axis)
+            if gutter.strength == SEAM or gutter.strength >= INNER_GUTTER * outside
+        ]
         edges = [box[axis], *(e for g in gutters for e in (g.start, g.end)), box[axis + 2]]
         spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
         strengths = [gutter.strength for gutter in gutters]
@@ -217,7 +222,7 @@ class Page:
                 else not self._crossed(box, axis, g)
             )
         ]
-        gutters += self._seams(box, axis, gutters)
+        gutters = gutters or self._seams(box, axis)  # a seam is the weaker evidence
         return sorted(gutters, key=lambda gutter: gutter.start)
 
     def _is_sharp(self, box: Box, axis: int, gutter: _Gutter) -> bool:
@@ -235,7 +240,7 @@ class Page:
         margin = max(2, int(FRAME * len(page)))
         return bool((page[margin:-margin] == 0).any())
 
-    def _seams(self, box: Box, axis: int, gutters: Sequence[_Gutter]) -> list[_Gutter]:
+    def _seams(self, box: Box, axis: int) -> list[_Gutter]:
         """Straight steps between two pictures that touch, or have a thin line between them."""
         if self.page_share(box) > self.rules.max_seam_page:
             return []
@@ -250,12 +255,11 @@ class Page:
             & (changes >= _around(changes) + 0.15)
         ):
             at = start + int(place)
-            near = [*gutters, *seams]
             if place < margin or place > end - start - margin:
                 continue
-            if any(g.start - 5 <= at <= g.end + 5 for g in near):
+            if any(g.start - 5 <= at <= g.end + 5 for g in seams):
                 continue
-            seams.append(_Gutter(at, at, 1.0))
+            seams.append(_Gutter(at, at, SEAM))
         return seams
 
 
