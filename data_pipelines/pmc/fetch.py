@@ -1,10 +1,11 @@
 r"""Articles of PMC -> a folder that `python -m data_pipelines.pmc --input` reads.
 
-    python -m data_pipelines.pmc.fetch --list=ids.txt --base=s3://pmc-oa-opendata --out=FOLDER
+    python -m data_pipelines.pmc.fetch --list=ids.txt --out=FOLDER \
+        --base=https://pmc-oa-opendata.s3.amazonaws.com
     python -m data_pipelines.pmc.fetch --list=oa_file_list.csv --base=https://HOST/pmc --out=FOLDER
 
---base is whatever fsspec reads: https://, ftp://, s3://, gs://, a local folder. --list says what to
-get, one of
+--base is whatever fsspec reads: https://, ftp://, a local folder, with s3fs or gcsfs installed also
+s3://pmc-oa-opendata and gs://. --list says what to get, one of
 
 - PMC's file lists (oa_file_list.csv, *.filelist.csv): the packages or XML files they name. A column
   MD5, SHA256 or ETag is checked. (NCBI withdrew these packages in 2026; mirrors have them.)
