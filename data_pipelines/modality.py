@@ -2,13 +2,12 @@
 
     named_modalities("Axial CT, (MRI) and H&E-stained section.") -> {"radiology", "microscopy"}
 
-The image classifier is a softmax regression on cheap statistics. `python -m
-experiments.train_modality` writes its weights to modality.json, with the accuracy it measured.
-Shape letters: H height, W width, F features, C classes.
+The image classifier is a forest of small decision trees on cheap statistics. `python -m
+experiments.train_modality` writes it to modality.npz, and what it measured to modality.json.
+Shape letters: H height, W width, F features, T trees, N nodes of all trees, C classes.
 """
 
 import functools
-import json
 import pathlib
 import re
 
@@ -16,7 +15,8 @@ import cv2
 import numpy as np
 
 MODALITIES = ("radiology", "microscopy", "visible light", "chart", "other")
-WEIGHTS = pathlib.Path(__file__).with_name("modality.json")
+FOREST = pathlib.Path(__file__).with_name("modality.npz")
+MEASURED = FOREST.with_suffix(".json")
 SIDE = 128  # pixels of the image that the statistics are of
 SILENT = 0.2  # odds of a modality that a caption does not name, where it names another
 
@@ -75,10 +75,14 @@ def named_modalities(text: str) -> dict[str, int]:
 
 def image_probabilities(pixels_HW3: np.ndarray) -> dict[str, float]:
     """Modality -> probability, by the pixels alone."""
-    weights = _weights()
-    features_F = (image_statistics(pixels_HW3) - weights["mean"]) / weights["std"]
-    logits_C = np.clip(features_F, -5, 5) @ weights["kernel"] + weights["bias"]
-    odds_C = np.exp(logits_C - logits_C.max())
+    forest = _forest()
+    features_F = image_statistics(pixels_HW3).astype(np.float32)
+    node_T = forest["root_T"]
+    while (feature_T := forest["feature_N"][node_T]).max() >= 0:  # a leaf has feature -1, and stays
+        goes_left = features_F[feature_T] <= forest["threshold_N"][node_T]
+        children = np.where(goes_left, forest["left_N"][node_T], forest["right_N"][node_T])
+        node_T = np.where(feature_T >= 0, children, node_T)
+    odds_C = forest["odds_NC"][node_T].mean(0) + 1.0
     return dict(zip(MODALITIES, (odds_C / odds_C.sum()).tolist(), strict=True))
 
 
@@ -93,10 +97,9 @@ def modality_of(named: dict[str, int], by_image: dict[str, float]) -> tuple[str,
 
 
 @functools.cache
-def _weights() -> dict[str, np.ndarray]:
-    content = json.loads(WEIGHTS.read_text())
-    assert tuple(content["modalities"]) == MODALITIES
-    return {name: np.array(content[name]) for name in ("mean", "std", "kernel", "bias")}
+def _forest() -> dict[str, np.ndarray]:
+    with np.load(FOREST) as content:  # plain arrays, no pickles
+        return dict(content)
 
 
 def image_statistics(pixels_HW3: np.ndarray) -> np.ndarray:

@@ -116,7 +116,6 @@ def _parse(data: bytes):
         load_dtd=False,
         no_network=True,
         huge_tree=False,
-        collect_ids=False,
         recover=True,
         remove_comments=True,
         remove_pis=True,

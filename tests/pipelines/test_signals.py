@@ -152,8 +152,8 @@ def test_accuracy_is_what_the_weights_say():
     """On figures that were labelled by looking at them and not trained on."""
     if not SHARED.exists():
         pytest.skip("needs ../shared/data")
-    measured = json.loads(modality.WEIGHTS.read_text())["measured"]
-    gold = json.loads(GOLD.read_text())["figures"]
+    measured = json.loads(modality.MEASURED.read_text())
+    gold = json.loads(GOLD.read_text())["held_out"]
     right = 0
     for file, name in gold.items():
         pixels = decode_image((SHARED / "pmc_articles" / file).read_bytes())
