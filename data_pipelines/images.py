@@ -71,15 +71,32 @@ def prepare_image(
         is_png = data[:8] == b"\x89PNG\r\n\x1a\n"
         data = data if is_jpeg or is_png else _encode_png(pixels_HW3)
     elif min(height, width) > short_side or not is_jpeg:
-        scale = min(1.0, short_side / min(height, width))
-        height, width = (max(1, round(side * scale)) for side in (height, width))
-        if max(height, width) > MAX_JPEG_SIDE:
-            raise ImageError("too long", f"{width} x {height}, at most {MAX_JPEG_SIDE}")
-        if scale < 1:
-            image = Image.fromarray(pixels_HW3)
-            pixels_HW3 = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-        data = _encode_jpeg(pixels_HW3, quality)
+        data, height, width = _reduced_jpeg(pixels_HW3, short_side, quality)
     return PreparedImage(data, width, height, original_width, original_height)
+
+
+def prepare_pixels(
+    pixels_HW3: np.ndarray, *, short_side: int = 288, quality: int = 92, min_side: int = 16
+) -> PreparedImage:
+    """prepare_image of a part of an image that is decoded already. Raises ImageError: too small."""
+    original_height, original_width = pixels_HW3.shape[:2]
+    if min(original_height, original_width) < min_side:
+        raise ImageError("too small", f"{original_width} x {original_height}, at least {min_side}")
+    data, height, width = _reduced_jpeg(pixels_HW3, short_side, quality)
+    return PreparedImage(data, width, height, original_width, original_height)
+
+
+def _reduced_jpeg(pixels_HW3: np.ndarray, short_side: int, quality: int) -> tuple[bytes, int, int]:
+    """(encoded, height, width), with a short side of at most `short_side`."""
+    height, width = pixels_HW3.shape[:2]
+    scale = min(1.0, short_side / min(height, width))
+    height, width = (max(1, round(side * scale)) for side in (height, width))
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise ImageError("too long", f"{width} x {height}, at most {MAX_JPEG_SIDE}")
+    if scale < 1:
+        image = Image.fromarray(pixels_HW3)
+        pixels_HW3 = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    return _encode_jpeg(pixels_HW3, quality), height, width
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

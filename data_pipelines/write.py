@@ -250,15 +250,12 @@ def _write_shards_with_beam(
     from apache_beam.options.pipeline_options import PipelineOptions
 
     write = functools.partial(_write_one, directory, make_items)
-    finished = [(directory / f"records-{i:05d}.json").exists() for i in range(len(jobs))]
-    waiting = [(index, job) for index, job in enumerate(jobs) if not finished[index]]
+    done = {file.name for file in directory.glob("records-*.json")}
+    waiting = [job for job in enumerate(jobs) if f"records-{job[0]:05d}.json" not in done]
     print(f"{len(waiting):,} of {len(jobs):,} shards to write with Beam ({' '.join(beam)}) ...")
     with apache_beam.Pipeline(options=PipelineOptions(list(beam))) as pipeline:
-        (
-            pipeline
-            | "Batches" >> apache_beam.Create(waiting, reshuffle=True)
-            | "Write shard" >> apache_beam.MapTuple(functools.partial(_write_and_count, write))
-        )
+        write_shards = apache_beam.MapTuple(functools.partial(_write_and_count, write))
+        _ = pipeline | apache_beam.Create(waiting, reshuffle=True) | write_shards
 
 
 def _write_and_count(write: Callable[[int, Job], dict], index: int, job: Any) -> None:

@@ -154,10 +154,13 @@ def _shard_name(index: int) -> str:
     return f"records-{index:05d}"
 
 
-def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example | Drop]) -> dict:
+def write_shard(
+    directory: epath.PathLike, index: int, items: Iterable[Example | Drop | collections.Counter]
+) -> dict:
     """Writes shard `index` of a dataset in the making; returns its counts.
 
     The shard is done when its .json exists, which is written last; a done shard is left as it is.
+    A Counter among the items is what a source counts besides: {"articles": 1, "figures": 6}.
     """
     directory = epath.Path(directory)
     name = _shard_name(index)
@@ -165,11 +168,15 @@ def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example |
     if done.exists():
         return json.loads(done.read_text())
     rows, drops, digest = [], [], hashlib.sha256()
+    steps = collections.Counter()
     temporary = directory / f"{name}.array_record.tmp"
     writer = array_record_module.ArrayRecordWriter(
         os.fspath(temporary), "group_size:1,uncompressed"
     )
     for item in items:
+        if isinstance(item, collections.Counter):
+            steps.update(item)
+            continue
         if isinstance(item, Drop):
             drops.append(dataclasses.asdict(item))
             continue
@@ -189,6 +196,7 @@ def write_shard(directory: epath.PathLike, index: int, items: Iterable[Example |
         "sha256": digest.hexdigest(),  # of the records' bytes in order
         "metadata_sha256": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
         "dropped": drops,
+        "steps": steps,
     }
     write_atomically(done, json.dumps(info))
     return info
@@ -208,6 +216,9 @@ def finish_dataset(
     names = [_shard_name(i) for i in range(num_shards)]
     infos = [json.loads((directory / f"{name}.json").read_text()) for name in names]
     drops = [drop for info in infos for drop in info.pop("dropped")]
+    steps = sum(
+        (collections.Counter(info.pop("steps", {})) for info in infos), start=collections.Counter()
+    )
     reasons = dict(collections.Counter(drop["reason"] for drop in drops).most_common())
     lines = "".join(json.dumps(drop) + "\n" for drop in drops)
     write_atomically(directory / "dropped.jsonl", lines)
@@ -228,7 +239,8 @@ def finish_dataset(
             "out": records,
             "dropped": reasons,
             "splits": {split: splits[split] for split in SPLITS},
-        },
+        }
+        | ({"steps": dict(steps)} if steps else {}),
         "made_by": dict(made_by),
         "metadata": _file_info(directory / METADATA) | {"records": records},
         "shards": [info for _, info in filled],

@@ -1,0 +1,1 @@
+"""PMC Open Access articles -> a DATASET: fetch, JATS, figures, panels, context."""

@@ -1,0 +1,33 @@
+r"""PMC Open Access articles -> a DATASET of figures or panels with captions, context and signals.
+
+    python -m data_pipelines.pmc --input=FOLDER --out=DATASET
+
+The input is a folder with, at any depth, article folders (an .nxml or .xml and its images), NCBI
+packages (PMC123.tar.gz) or bulk archives; or one such file; local or, through fsspec, s3:// and
+gs://. `python -m data_pipelines.pmc.fetch` gets them. Every figure of every article becomes a
+record (compound figures: one a panel) or a line of dropped.jsonl with its reason.
+
+A batch of articles is one shard, which is written whole or not at all; the same command goes on
+where it stopped, and gives the same bytes with any number of workers. On one machine, --workers
+processes do it. With options of Apache Beam the same batches run wherever Beam does:
+
+    ... --runner=DirectRunner --direct_num_workers=4 --direct_running_mode=multi_processing
+    ... --runner=FlinkRunner --flink_master=HOST:8081 --environment_type=LOOPBACK
+    ... --runner=SparkRunner --spark_master_url=spark://HOST:7077 --environment_type=LOOPBACK
+    ... --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp \
+        --sdk_container_image=IMAGE_WITH_JAXCLIP
+
+--out must then be a path that all workers share.
+"""
+
+import functools
+import sys
+
+from data_pipelines.options import run
+from data_pipelines.pmc.build import PmcOptions, build_pmc, take_beam_options
+from data_pipelines.pmc.context import ContextOptions
+from data_pipelines.pmc.records import FigureOptions
+
+if __name__ == "__main__":
+    beam = take_beam_options(sys.argv)
+    run(functools.partial(build_pmc, beam=beam), PmcOptions, FigureOptions, ContextOptions)

@@ -1,0 +1,298 @@
+r"""Articles of PMC -> a folder that `python -m data_pipelines.pmc --input` reads.
+
+    python -m data_pipelines.pmc.fetch --list=ids.txt --out=FOLDER \
+        --base=https://pmc-oa-opendata.s3.amazonaws.com
+    python -m data_pipelines.pmc.fetch --list=oa_file_list.csv --base=https://HOST/pmc --out=FOLDER
+
+--base is whatever fsspec reads: https://, ftp://, a local folder, with s3fs or gcsfs installed also
+s3://pmc-oa-opendata and gs://. --list says what to get, one of
+
+- PMC's file lists (oa_file_list.csv, *.filelist.csv): the packages or XML files they name. A column
+  MD5, SHA256 or ETag is checked. (NCBI withdrew these packages in 2026; mirrors have them.)
+- article ids, one a line (PMC123 or PMC123.2) or keys metadata/PMC123.2.json: the layout of PMC's
+  Cloud Service since 2026. The record of each article names its licence, and its XML and media with
+  their MD5; XML and images are fetched.
+
+Only licences of --licences are downloaded. What is there is not fetched again, so the same command
+goes on where it stopped: a file appears under its name only when it is whole and its size and
+checksum are right. What could not be had is in FOLDER/failed.jsonl, with the reason.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+import random
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterable, Iterator
+
+import fsspec
+import tqdm
+
+from data_pipelines.options import option, run
+from data_pipelines.pmc.articles import IMAGE_SUFFIXES
+from data_pipelines.pmc.licence import GROUPS, licence_group
+from jaxclip.data.record import Drop, write_atomically
+
+FILE_COLUMNS = ("File", "Article File", "Key")
+CHECKSUM_COLUMNS = {"md5": "md5", "sha256": "sha256", "etag": "md5"}
+ARTICLE_ID = re.compile(r"(?:metadata/)?(PMC\d+)(?:\.(\d+))?(?:\.json)?")
+GONE = (FileNotFoundError, PermissionError)  # trying again does not help
+BLOCK = 32 << 20  # bytes a request
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class FetchOptions:
+    """The command line."""
+
+    list: str = option("", "file list (.csv, .csv.gz), or article ids one a line (.txt)")
+    base: str = option("", "where the files of the list are: https://, ftp://, s3://, a folder")
+    out: str = option("", "folder")
+    licences: tuple[str, ...] = option(("commercial",), "groups: commercial,noncommercial,other")
+    requests_per_second: float = option(3.0, "of all threads together; 3 is what NCBI asks for")
+    threads: int = option(4, "downloads at once")
+    tries: int = option(6, "of each file")
+    backoff: float = option(1.0, "seconds before the second try; then twice as long, up to 60 s")
+    timeout: float = option(60.0, "seconds without a byte")
+    most: int = option(0, "articles; 0: all")
+
+    def __post_init__(self):
+        self.licences = tuple(self.licences)
+
+    def validate(self) -> None:
+        for name in ("list", "base", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
+        if unknown := [group for group in self.licences if group not in GROUPS]:
+            raise ValueError(f"licences {unknown} must be among {', '.join(GROUPS)}.")
+        for name in ("requests_per_second", "threads", "tries", "backoff", "timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be more than 0.")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """A line of the list."""
+
+    path: str  # below the base
+    licence: str = ""  # as the list says; "" where it does not
+    checksum: tuple[str, str] | None = None  # (algorithm, hex)
+
+
+class FetchError(ValueError):
+    """What became of a file; `reason` is a few words, the same for all of a kind."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def fetch(options: FetchOptions) -> dict[str, int]:
+    """Downloads what is wanted and not there yet; returns counts by outcome.
+
+    Raises ValueError: an option, or a list that is none.
+    """
+    options.validate()
+    os.makedirs(options.out, exist_ok=True)
+    wanted = read_list(options.list)
+    fetcher = Fetcher(options)
+    counts: collections.Counter = collections.Counter()
+    failed = os.path.join(options.out, "failed.jsonl")
+    with open(failed + ".tmp", "w", encoding="utf-8") as log, tqdm.tqdm(unit=" articles") as bar:
+        for drop in _in_threads(fetcher.get, wanted, options.threads, options.most):
+            counts[drop.reason] += 1
+            if drop.reason not in ("fetched", "there already", "licence"):
+                log.write(json.dumps(dataclasses.asdict(drop)) + "\n")
+                log.flush()
+            bar.update()
+    os.replace(failed + ".tmp", failed)
+    print(", ".join(f"{reason} {count:,}" for reason, count in counts.most_common()))
+    return dict(counts)
+
+
+def _in_threads(call, items: Iterable, threads: int, most: int) -> Iterator:
+    """call(item) of each, as they finish; never more waiting than a few a thread."""
+    items = itertools.islice(items, most or None)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        running = {pool.submit(call, item) for item in itertools.islice(items, 4 * threads)}
+        while running:
+            done, running = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            running |= {pool.submit(call, item) for item in itertools.islice(items, len(done))}
+            yield from (future.result() for future in done)
+
+
+def read_list(path: str) -> Iterator[Wanted]:
+    """The lines of a list. Raises ValueError: no such file, or no column that names files."""
+    if not os.path.exists(path):
+        raise ValueError(f"list ({path!r}) does not exist.")
+    opener = gzip.open if path.endswith(".gz") else open
+    if ".csv" not in os.path.basename(path):
+        with opener(path, "rt", encoding="utf-8") as file:
+            for line in filter(str.strip, file):
+                yield Wanted(line.strip())
+        return
+    with opener(path, "rt", encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        have = rows.fieldnames or []
+        column = next((name for name in FILE_COLUMNS if name in have), None)
+        if column is None:
+            raise ValueError(f"list ({path!r}) must have a column {' or '.join(FILE_COLUMNS)}.")
+        checksums = {
+            name: CHECKSUM_COLUMNS[n] for name in have if (n := name.lower()) in CHECKSUM_COLUMNS
+        }
+        for row in rows:
+            given = (
+                (kind, (row[name] or "").strip('" ').lower()) for name, kind in checksums.items()
+            )
+            found = next(
+                (pair for pair in given if re.fullmatch(r"[0-9a-f]{32,64}", pair[1])), None
+            )
+            yield Wanted(row[column] or "", row.get("License") or "", found)
+
+
+class Fetcher:
+    """Gets files politely: a rate for all threads, patience with a server that has none."""
+
+    def __init__(self, options: FetchOptions):
+        self.options = options
+        self._lock = threading.Lock()
+        self._next = time.monotonic()
+        storage = {}
+        if options.base.startswith("s3://"):
+            storage = {"anon": True}
+        elif options.base.startswith(("http://", "https://")):
+            import aiohttp
+
+            quiet = aiohttp.ClientTimeout(sock_connect=options.timeout, sock_read=options.timeout)
+            storage = {"client_kwargs": {"timeout": quiet}}
+        self._system, self._root = fsspec.url_to_fs(options.base, **storage)
+
+    def get(self, wanted: Wanted) -> Drop:
+        """One line of the list, as what became of it: "fetched", or why not."""
+        try:
+            if cloud := ARTICLE_ID.fullmatch(wanted.path):
+                reason = self._get_article(cloud[1], cloud[2] or "1")
+            elif licence_group(wanted.licence) not in self.options.licences:
+                return Drop(item=wanted.path, reason="licence", detail=wanted.licence)
+            else:
+                reason = self._get_file(wanted.path, wanted.path, wanted.checksum)
+        except FetchError as error:
+            return Drop(item=wanted.path, reason=error.reason, detail=error.detail)
+        return Drop(item=wanted.path, reason=reason)
+
+    def _get_article(self, pmcid: str, version: str) -> str:
+        """The XML and images of one article of the Cloud Service; its record is written last."""
+        name = f"{pmcid}.{version}"
+        done = os.path.join(self.options.out, name, f"{name}.json")
+        if os.path.exists(done):
+            return "there already"
+        data = self._patiently(lambda: self._bytes(f"metadata/{name}.json"))
+        try:
+            article = json.loads(data)
+            licence = str(article.get("license_code") or "")
+            addresses = [article["xml_url"], *(article.get("media_urls") or [])]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FetchError("unusable record", f"{name}: {error!r}") from None
+        if licence_group(licence) not in self.options.licences:
+            raise FetchError("licence", licence)
+        if article.get("is_retracted") is True:
+            raise FetchError("retracted", name)
+        for address in addresses:
+            address = urllib.parse.urlsplit(str(address))
+            file = posixpath.basename(urllib.parse.unquote(address.path))
+            if not file.lower().endswith((".xml", *IMAGE_SUFFIXES)):
+                continue  # text, PDF, supplements
+            md5 = urllib.parse.parse_qs(address.query).get("md5", [""])[0].lower()
+            checksum = ("md5", md5) if re.fullmatch(r"[0-9a-f]{32}", md5) else None
+            self._get_file(f"{name}/{file}", f"{name}/{file}", checksum)
+        write_atomically(done, data)
+        return "fetched"
+
+    def _get_file(self, path: str, to: str, checksum: tuple[str, str] | None) -> str:
+        target = os.path.realpath(os.path.join(self.options.out, to))
+        root = os.path.realpath(self.options.out) + os.sep
+        if not path or not target.startswith(root) or "\0" in path:
+            raise FetchError("path outside of the folder", path)
+        if os.path.exists(target):
+            return "there already"
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        self._patiently(lambda: self._download(path, target + ".part", checksum))
+        os.replace(target + ".part", target)
+        return "fetched"
+
+    def _patiently(self, attempt):
+        for number in range(self.options.tries):
+            self._wait_for_turn()
+            try:
+                return attempt()
+            except GONE as error:
+                raise FetchError("not there", str(error)[:200]) from None
+            except Exception as error:  # also the families of aiohttp and botocore
+                last = error
+            wait = min(60, self.options.backoff * 2**number)
+            time.sleep(wait * random.uniform(0.5, 1))  # threads that failed together come apart
+        reason = last.reason if isinstance(last, FetchError) else "server failed"
+        raise FetchError(reason, f"{type(last).__name__}: {last}"[:200])
+
+    def _wait_for_turn(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            turn = max(self._next, now)
+            self._next = turn + 1 / self.options.requests_per_second
+        time.sleep(turn - now)
+
+    def _remote(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}"
+
+    def _bytes(self, path: str) -> bytes:
+        return self._system.cat_file(self._remote(path))
+
+    def _download(self, path: str, part: str, checksum: tuple[str, str] | None) -> None:
+        """Goes on with a part that is there, where the server can; checks size and checksum."""
+        remote = self._remote(path)
+        size = self._system.info(remote).get("size")
+        begun = os.path.getsize(part) if os.path.exists(part) else 0
+        if size is None or begun > size:
+            begun = 0
+        with open(part, "ab" if begun else "wb") as out:
+            while size is None or begun < size:
+                end = None if size is None else min(begun + BLOCK, size)
+                self._wait_for_turn()
+                block = self._system.cat_file(remote, start=begun, end=end)
+                if end is not None and len(block) > end - begun:  # a server without ranges
+                    out.seek(0)
+                    out.truncate()
+                    begun = 0
+                out.write(block)
+                begun += len(block)
+                if end is None:
+                    break
+                if not block:
+                    raise FetchError("cut short", f"{begun} of {size} bytes")
+        if size is not None and begun != size:
+            os.remove(part)
+            raise FetchError("wrong size", f"{begun} bytes, not {size}")
+        if checksum and (found := _digest(part, checksum[0])) != checksum[1]:
+            os.remove(part)
+            raise FetchError("wrong checksum", f"{checksum[0]} {found}, not {checksum[1]}")
+
+
+def _digest(path: str, algorithm: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+if __name__ == "__main__":
+    run(fetch, FetchOptions)

@@ -1,0 +1,222 @@
+"""Where a text speaks of a figure: "Figs. 2–4 and 5A, B" -> figures 2, 3, 4 and panels A, B of 5.
+
+What the article itself links (<xref ref-type="fig" rid="...">) decides; what is only written is
+resolved by the figures' labels. "Supplementary Fig. 3" is another figure than "Fig. 3".
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from data_pipelines.pmc.text import CLOSE, MIDDLE, OPEN
+
+_FAMILY = r"(?:\b(?P<family>supplement\w*|suppl?\.?|extended data|additional|appendix)\s+)?"
+_HEAD = re.compile(r"\b[Ff][Ii][Gg](?P<plural>s|ures|S|URES)?(?:ure|URE)?\b\.?\s*")
+_FAMILY_BEFORE = re.compile(_FAMILY + "$", re.IGNORECASE)
+_LETTERS = r"[A-Za-z](?![A-Za-z0-9’'])"
+_RANGE = re.compile(r"\s*(?:-|–|—|−|\bto\b|\bthrough\b)\s*")
+_LIST = re.compile(r"\s*(?:[,;/&]\s*(?:and\b|&)?|\band\b|\bor\b)\s*")
+_NUMBER = re.compile(r"(?P<number>[A-Z]?\d+(?:\.\d+)?)")
+_PANELS_OPEN = re.compile(  # "(a, b)", " A", ", panels a and b", or a letter at once
+    rf"\s?\(\s*(?={_LETTERS}\s*[,)–&-])|,?\s?\(?panels?\s(?={_LETTERS})"
+    rf"|\s?(?=[A-HJ-Z](?![A-Za-z0-9’']))|(?={_LETTERS})"
+)
+_LETTER = re.compile(_LETTERS)
+_LABEL = re.compile(
+    rf"^\W*{_FAMILY}fig(?:ure|\.)?s?\.?\s*(?P<number>[A-Z]?\d+(?:\.\d+)?)\W*$", re.IGNORECASE
+)
+_ELSEWHERE = re.compile(r"[A-Z]?[),]?\s*(?:of|in|from)\s+(?:\[|ref\b|reference|[A-Z]\w+ et al)")
+_MARK = re.compile(f"{OPEN}(\\d+){MIDDLE}|{CLOSE}")
+_FOLLOWS = re.compile(r"\s*(?:figs?\.?|figures?)?\s*", re.IGNORECASE)
+
+
+class Mention(NamedTuple):
+    """A place [start, end) of a text that cites a figure."""
+
+    figure_id: str
+    panels: tuple[str, ...]  # upper case, in order; () is the whole figure
+    start: int
+    end: int
+
+
+class _Item(NamedTuple):
+    number: str
+    panels: tuple[str, ...]
+    start: int
+    end: int
+    is_range_end: bool
+
+
+def label_key(label: str) -> str:
+    """What a label is called in the text: "Figure 2." -> "2", "Supplementary Fig S1" -> "sup:S1".
+
+    "" where the label has no number, or says more: "Figure 1—figure supplement 2".
+    """
+    found = _LABEL.match(label)
+    return _key(found["family"], found["number"]) if found else ""
+
+
+def _key(family: str | None, number: str) -> str:
+    return (f"{family[:3].lower()}:" if family else "") + number.upper()
+
+
+def unmark(text: str) -> tuple[str, list[tuple[int, int, int]]]:
+    """A marked text without its marks, and (start, end, number of the xref) of each."""
+    if OPEN not in text:
+        return text, []
+    parts, spans, opened, length, last = [], [], [], 0, 0
+    for mark in _MARK.finditer(text):
+        parts.append(text[last : mark.start()])
+        length += mark.start() - last
+        last = mark.end()
+        if mark[1] is not None:
+            opened.append((length, int(mark[1])))
+        elif opened:
+            start, number = opened.pop()
+            spans.append((start, length, number))
+    parts.append(text[last:])
+    return "".join(parts), spans
+
+
+def find_mentions(
+    text: str, links: Sequence[tuple[int, int, Sequence[str]]], by_label: Mapping[str, str]
+) -> list[Mention]:
+    """All mentions of figures in a paragraph, in order; a figure may be mentioned often.
+
+    Args:
+      text: one paragraph.
+      links: (start, end, figure ids) of what the article links in it.
+      by_label: label_key -> figure id.
+    """
+    mentions: list[Mention] = []
+    used: set[int] = set()
+    for head in _HEAD.finditer(text):
+        items = _items(text, head)
+        family = _FAMILY_BEFORE.search(text[max(0, head.start() - 16) : head.start()])["family"]
+        before = ""
+        for item in items:
+            linked = [
+                i
+                for i, (start, end, _) in enumerate(links)
+                if start < item.end and item.start < end
+            ]
+            used.update(linked)
+            ids = [figure for i in linked for figure in links[i][2]]
+            if not ids and not _ELSEWHERE.match(text, item.end):
+                ids = [by_label.get(_key(family, item.number), "")]
+            if item.is_range_end:
+                ids = _between(family, before, item.number, by_label) + ids
+            whole = len(ids) > 1  # "Figs 2-4A": A is of the last one only
+            for figure in filter(None, ids):
+                panels = () if whole and figure != ids[-1] else item.panels
+                mentions.append(Mention(figure, panels, item.start, item.end))
+            before = item.number
+    for i, (start, end, figures) in enumerate(links):
+        if i not in used:
+            panels = _letters(text, start, end)
+            mentions += [Mention(figure, panels, start, end) for figure in figures]
+    return sorted(set(mentions), key=lambda mention: (mention.start, mention.figure_id))
+
+
+def _items(text: str, head: re.Match) -> list[_Item]:
+    """The numbers after "Figs", with their panels."""
+    items: list[_Item] = []
+    position, is_range = head.end(), False
+    many = bool(head["plural"])
+    while found := _NUMBER.match(text, position):
+        panels, end = _panels(text, found.end())
+        last = items[-1] if items else None
+        if is_range and last and last.number == found["number"] and last.panels and panels:
+            between = range(ord(last.panels[-1]) + 1, ord(panels[0]))  # "2B–2F"
+            panels = (*map(chr, between), *panels)
+        items.append(_Item(found["number"], panels, found.start(), end, is_range))
+        many = many or bool(panels)
+        separator = _RANGE.match(text, end) or (_LIST.match(text, end) if many else None)
+        if not separator:
+            break
+        is_range = separator.re is _RANGE
+        position = _FOLLOWS.match(text, separator.end()).end()
+    return items
+
+
+def _panels(text: str, position: int) -> tuple[tuple[str, ...], int]:
+    """The panel letters from `position`, and where they end: "A, B and D–F" -> A B D E F."""
+    opening = _PANELS_OPEN.match(text, position)
+    if not opening:
+        return (), position
+    letters: list[str] = []
+    at, is_range = opening.end(), False
+    while letter := _LETTER.match(text, at):
+        last = letters[-1] if letters else ""
+        if last and (last.isupper() != letter[0].isupper() or letter[0] <= last):
+            break  # "Fig. 2B, a patient": not a panel
+        if is_range:
+            letters += [chr(code) for code in range(ord(last) + 1, ord(letter[0]))]
+        letters.append(letter[0])
+        position = letter.end()
+        separator = _RANGE.match(text, position) or _LIST.match(text, position)
+        if not separator:
+            break
+        at, is_range = separator.end(), separator.re is _RANGE
+    if "(" in opening[0] and text[position : position + 1] == ")":
+        position += 1
+    return tuple(letter.upper() for letter in letters), position
+
+
+def _letters(text: str, start: int, end: int) -> tuple[str, ...]:
+    """Panels of a link without "Figure": "3A" or just "B"."""
+    number = _NUMBER.match(text, start)
+    panels, stop = _panels(text, number.end() if number else start)
+    return panels if stop <= end or number else ()
+
+
+def _between(family: str | None, first: str, last: str, by_label: Mapping[str, str]) -> list[str]:
+    """Figure ids strictly between two numbers: "2", "4" -> that of 3."""
+    low, high = (re.fullmatch(r"([A-Z]?)(\d+)", number.upper()) for number in (first, last))
+    if not low or not high or low[1] != high[1] or int(high[2]) - int(low[2]) > 50:
+        return []
+    numbers = (f"{low[1]}{n}" for n in range(int(low[2]) + 1, int(high[2])))
+    return [by_label[key] for n in numbers if (key := _key(family, n)) in by_label]
+
+
+# --- Sentences ---------------------------------------------------------------------------------
+
+_ABBREVIATIONS = {"fig", "figs", "ref", "refs", "eq", "eqs", "tab", "tabs", "suppl", "no", "nos"}
+_ABBREVIATIONS |= {
+    "vs",
+    "cf",
+    "ca",
+    "approx",
+    "resp",
+    "al",
+    "etc",
+    "dr",
+    "prof",
+    "mr",
+    "mrs",
+    "vol",
+}
+_ABBREVIATIONS |= {"ed", "eds", "pp", "viz", "sp", "spp", "var", "subsp", "e.g", "i.e", "c.f"}
+_STOP = re.compile(r"[.?!][)\]\"”’']*(?:\s?\[[\d,–\- ]+\])?(?=\s+[\"“‘'(\[]?[A-Z0-9\u0370-\u03ff])")
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """[start, end) of every sentence. "See Fig. 2. It is new." -> "See Fig. 2.", "It is new."
+
+    A full stop after an abbreviation, an initial or inside brackets that stay open ends nothing.
+    """
+    spans, start = [], 0
+    for stop in _STOP.finditer(text):
+        before = max(start, text.rfind(" ", start, stop.start()) + 1)
+        word = text[before : stop.start()].lstrip("([").lower()
+        if word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()):
+            continue
+        if text.count("(", start, stop.end()) > text.count(")", start, stop.end()):
+            continue
+        spans.append((start, stop.end()))
+        start = stop.end()
+        while text[start : start + 1].isspace():
+            start += 1
+    if start < len(text):
+        spans.append((start, len(text)))
+    return spans

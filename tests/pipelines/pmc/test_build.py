@@ -1,0 +1,308 @@
+"""Articles to a dataset: every figure is a record or a counted drop; hostile and damaged input;
+the same bytes with processes, with Beam, and after a kill."""
+
+import collections
+import io
+import json
+import lzma
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from lxml import etree
+from PIL import Image
+
+from data_pipelines.pmc import articles as sources
+from data_pipelines.pmc.build import PmcOptions, build_pmc, take_beam_options
+from data_pipelines.pmc.context import ContextOptions
+from data_pipelines.pmc.records import FigureOptions
+from jaxclip.data.image import decode_image
+from jaxclip.data.record import Dataset
+from tests.pipelines.pmc.articles import article, fig, picture, write_articles
+
+BEAM = ("--runner=DirectRunner", "--direct_num_workers=1")
+
+
+def build(source, out, *, beam=(), figures=None, context=None, **options) -> Dataset:
+    options = {"workers": 1, "tokenizer_vocab": 0, "articles_per_shard": 2} | options
+    pmc = PmcOptions(input=os.fspath(source), out=os.fspath(out), **options)
+    figures = FigureOptions(panels="figures", **figures or {})
+    return build_pmc(pmc, figures, ContextOptions(**context or {}), beam)
+
+
+def drops(dataset: Dataset) -> collections.Counter:
+    lines = (dataset.path / "dropped.jsonl").read_text().splitlines()
+    return collections.Counter(json.loads(line)["reason"] for line in lines)
+
+
+def files(folder) -> dict[str, bytes]:
+    skipped = ("card.", "manifest")  # they name the folder and the input
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.startswith(skipped)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_articles(tmp_path_factory.mktemp("articles"), 5)
+
+
+@pytest.fixture(scope="module")
+def built(folder, tmp_path_factory) -> Dataset:
+    return build(folder, tmp_path_factory.mktemp("built") / "ds", context={"summary": "textrank"})
+
+
+def test_a_record_has_everything(built):
+    record = built[0]
+    assert (record.article_id, record.figure_id, record.panel_id) == ("PMC100", "F1", "")
+    assert (record.caption, record.licence) == ("Mouse 100.", "CC BY 4.0")
+    assert record.references == "See Figure 1 of mouse 100."
+    assert record.summary == "See Figure 1 of mouse 100. Then nothing. Figure 2 too."
+    assert record.image == picture(100)  # a small JPEG keeps its bytes
+    row = built.metadata.slice(0, 1).to_pylist()[0]
+    expected = {"figure_label": "Figure 1.", "num_references": 1, "references_cut": False}
+    expected |= {"summary_by": "textrank", "licence_group": "commercial", "doi": "10.1/100"}
+    expected |= {"journal": "Test Journal", "date": "2020-02-03", "mesh": ["Animals"]}
+    expected |= {"alignment_type": "nonCompound-figure", "xml_damaged": False}
+    assert expected.items() <= row.items()
+
+
+def test_all_is_counted(built):
+    steps = {"articles": 5, "figures": 10, "images named": 10, "whole figures": 5}
+    assert built.manifest["counts"]["steps"] == steps
+    assert built.manifest["counts"]["dropped"] == {"missing image": 5}
+    assert (built.path / "card.html").exists()
+
+
+@pytest.mark.parametrize("how", [{"workers": 2}, {"beam": BEAM}])
+def test_who_writes_the_shards_changes_no_byte(folder, built, tmp_path, how):
+    other = build(folder, tmp_path / "ds", context={"summary": "textrank"}, **how)
+    assert other.content_hash == built.content_hash
+    assert files(other.path) == files(built.path)
+
+
+def test_killed_half_way_it_goes_on(folder, built, tmp_path):
+    """SIGKILL of the whole program once a shard is there; the same command does the rest."""
+    out = tmp_path / "ds"
+    program = "from tests.pipelines.pmc.test_build import build, sys\n"
+    program += "build(*sys.argv[1:], context={'summary': 'textrank'})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, os.fspath(folder), os.fspath(out)]
+    killed = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while killed.poll() is None and not list(out.glob("records-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    if killed.poll() is None:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert not (out / "manifest.json").exists()
+    dataset = build(folder, out, context={"summary": "textrank"})
+    assert dataset.content_hash == built.content_hash
+    assert files(out) == files(built.path)
+
+
+def test_another_command_is_refused(folder, built):
+    with pytest.raises(ValueError, match="references_tokens: 256 there, 9 now"):
+        build(folder, built.path, context={"summary": "textrank", "references_tokens": 9})
+
+
+def test_beam_options_leave_the_command_line():
+    argv = ["x", "--input=a", "--runner=FlinkRunner", "--flink_master=h:1", "--outt=b"]
+    assert take_beam_options(argv) == ["--runner=FlinkRunner", "--flink_master=h:1"]
+    assert argv == ["x", "--input=a", "--outt=b"]  # a typo stays, to be refused
+    assert take_beam_options(["x", "--flink_master=h:1"]) == []
+
+
+# --- Images and captions that are not what they should be --------------------------------------
+
+
+def test_images_are_converted_or_dropped_by_reason(tmp_path):
+    directory = tmp_path / "in/PMC1"
+    directory.mkdir(parents=True)
+    grey16 = Image.fromarray((np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64))
+    grey16.save(directory / "f1.png")
+    (directory / "f2.jpg").write_bytes(picture(2, mode="CMYK"))
+    Image.new("1", (11_000, 10_000)).save(directory / "f3.png")  # 110 megapixels, 14 kB
+    (directory / "f4.jpg").write_bytes(picture(4)[:400])
+    (directory / "f5.jpg").write_bytes(b"<html>not found</html>")
+    (directory / "f6.jpg").write_bytes(picture(6, size=(8, 90)))
+    (directory / "f8.tif").write_bytes(picture(8, kind="TIFF"))
+    (directory / "f8.jpg").write_bytes(picture(9))
+    (directory / "f8.gif").write_bytes(picture(8, kind="GIF"))
+    (directory / "F10.JPG").write_bytes(picture(10))
+    os.symlink("/etc/hostname", directory / "f11.jpg")
+    graphic = '<graphic xlink:href="{}"/>'.format
+    bodies = [fig(n, f"<p>Figure {n}.</p>") for n in (1, 2, 3, 4, 5, 6)]
+    bodies += [fig(7), fig(8, "<p>8</p>", graphic("info:doi/10.1/x/f8.gif"))]
+    bodies += [fig(9, "<p>9</p>", "<media/>"), fig(10, "<p>10</p>"), fig(11, "<p>11</p>")]
+    bodies += [
+        fig(12, "<p>12</p>", graphic("../../secret")),
+        fig(13, "<p>13</p>", graphic("/etc/x")),
+    ]
+    (directory / "a.nxml").write_bytes(article("".join(bodies)))
+    dataset = build(tmp_path / "in", tmp_path / "ds")
+    records = {record.figure_id: record for record in map(dataset.__getitem__, range(len(dataset)))}
+    assert set(records) == {"F1", "F2", "F8", "F10"}
+    pixels = decode_image(records["F1"].image)
+    assert pixels[0, 0].max() < 10 and pixels[-1, -1].min() > 245  # the upper 8 of 16 bits
+    assert decode_image(records["F2"].image).shape == (60, 80, 3)
+    assert records["F8"].image == picture(9)  # the JPEG before TIFF and thumbnail
+    assert drops(dataset) == {
+        "too many pixels": 1,
+        "unreadable JPEG": 1,
+        "not an image of a known format": 1,
+        "too small": 1,
+        "empty caption": 1,
+        "no image named": 1,
+        "path outside images": 1,
+        "missing image": 2,
+    }
+
+
+def test_licences_are_kept_apart(tmp_path):
+    for number, kind in enumerate(("by", "by-nc", ""), start=1):
+        directory = tmp_path / f"in/{number}"
+        directory.mkdir(parents=True)
+        licence = f"https://creativecommons.org/licenses/{kind}/4.0" if kind else "none"
+        (directory / "a.xml").write_bytes(article(fig(1, "<p>a</p>"), number, licence))
+        (directory / "f1.jpg").write_bytes(picture(number))
+    dataset = build(tmp_path / "in", tmp_path / "ds", figures={"licences": ("commercial",)})
+    assert dataset.metadata["licence"].to_pylist() == ["CC BY 4.0"]
+    assert drops(dataset) == {"licence": 2}
+
+
+def test_a_split_is_of_articles(tmp_path):
+    text = "".join(fig(n, f"<p>{n}</p>", '<graphic xlink:href="f1"/>') for n in range(1, 5))
+    for number in range(12):
+        directory = tmp_path / f"in/{number}"
+        directory.mkdir(parents=True)
+        (directory / "a.nxml").write_bytes(article(text, number))
+        (directory / "f1.jpg").write_bytes(picture(number))
+    shares = {"split": (0.4, 0.3, 0.3)}
+    table = build(tmp_path / "in", tmp_path / "ds", figures=shares).metadata
+    splits = collections.defaultdict(set)
+    for row in table.select(["article_id", "split"]).to_pylist():
+        splits[row["article_id"]].add(row["split"])
+    assert len(table) == 48 and all(len(found) == 1 for found in splits.values())
+    assert len(set.union(*splits.values())) == 3
+
+
+# --- Packages ----------------------------------------------------------------------------------
+
+
+def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""):
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(data), kind, link
+    return info, data
+
+
+def package(path, *members) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
+
+
+ARTICLE = [member("PMC1/a.nxml", article(fig(1, "<p>a</p>"))), member("PMC1/f1.jpg", picture(1))]
+
+
+def test_a_package_is_read_and_its_tricks_are_not(tmp_path):
+    tricks = [
+        member("PMC1/../../evil.jpg", b"x"),
+        member("/tmp/evil.jpg", b"x"),
+        member("PMC1/link.jpg", kind=tarfile.SYMTYPE, link="/etc/hostname"),
+        member("PMC1/hard.jpg", kind=tarfile.LNKTYPE, link="/etc/hostname"),
+        member("PMC1/device.jpg", kind=tarfile.CHRTYPE),
+        member("PMC1/paper.pdf", b"%PDF"),
+        member("PMC1/script.sh", b"rm"),
+    ]
+    package(tmp_path / "in/PMC1.tar.gz", *ARTICLE, *tricks)
+    dataset = build(tmp_path / "in", tmp_path / "ds")
+    assert [dataset[i].figure_id for i in range(len(dataset))] == ["F1"]
+    assert drops(dataset) == {
+        "package: member outside of it": 2,
+        "package: link or special member": 3,
+    }
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_bombs_and_wrecks_among_packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_TAR_BYTES", 1 << 20)
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1 << 18)
+    folder = tmp_path / "in"
+    package(folder / "a.tar.gz", *ARTICLE)
+    package(folder / "bomb.tar.gz", member("x.pdf", bytes(1 << 22)), *ARTICLE)
+    package(folder / "large.tar.gz", member("x.jpg", bytes(1 << 19)), *ARTICLE)
+    package(folder / "none.tar.gz", member("x.txt", b"x"))
+    whole = (folder / "a.tar.gz").read_bytes()
+    (folder / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "noise.tar.xz").write_bytes(b"noise" * 100)
+    claims = tarfile.TarInfo("pax")  # a header that claims to be a gigabyte long
+    claims.type, claims.size = tarfile.XHDTYPE, 1 << 30
+    (folder / "pax.tar").write_bytes(claims.tobuf() + bytes(1024))
+    dataset = build(folder, tmp_path / "ds")
+    assert {record.article_id for record in map(dataset.__getitem__, range(len(dataset)))} == {
+        "PMC1"
+    }
+    found = drops(dataset)
+    assert found["package: too large"] == 2  # the bomb and the header
+    assert found["package: member too large"] == 1
+    assert found["package: unreadable"] == 2
+    assert found["package: no article in it"] >= 2
+
+
+def test_a_bulk_archive_of_many_articles(tmp_path):
+    path = tmp_path / "bulk.tar.xz"
+    with lzma.open(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for number in range(3):
+            data = article(fig(1, f"<p>{number}</p>"), number)
+            info, _ = member(f"oa/{number}.xml", data)
+            tar.addfile(info, io.BytesIO(data))
+        info, data = member("oa/f1.png", picture(1, kind="PNG"))
+        tar.addfile(info, io.BytesIO(data))
+    dataset = build(path, tmp_path / "ds")
+    assert len(dataset) == 3  # all name f1, which lies beside them
+    assert dataset.manifest["counts"]["steps"]["articles"] == 3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"input": ""}, "input is not set"),
+        ({"input": "/nowhere"}, "does not exist"),
+        ({"input": "EMPTY"}, "has no .nxml"),
+    ],
+)
+def test_mistakes_are_told(tmp_path, options, message):
+    (tmp_path / "empty").mkdir()
+    source = options["input"].replace("EMPTY", os.fspath(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=message):
+        build(source, tmp_path / "ds")
+
+
+# --- Real articles -----------------------------------------------------------------------------
+
+
+NATIVE = ("10.7554_eLife.00353", "10.7554_eLife.30274", "10.1101_2022.03.15.484463", "elife-32671")
+
+
+def test_real_articles_lose_nothing(shared_data, tmp_path):
+    """Publishers' own files and NCBI's package: what lxml counts is what comes out."""
+    source = shared_data / "pmc_articles_native"
+    for name in (*NATIVE, "oa_package"):
+        shutil.copytree(source / name, tmp_path / "in" / name)
+    dataset = build(tmp_path / "in", tmp_path / "ds", workers=2)
+    num_figures = 1  # of the package
+    for file in (tmp_path / "in").glob("*/*.nxml"):
+        num_figures += len(etree.parse(file, etree.XMLParser(recover=True)).findall(".//fig"))
+    counts = dataset.manifest["counts"]
+    assert counts["steps"]["figures"] == num_figures == counts["out"] == 16
+    assert drops(dataset) == {}
+    records = [dataset[i] for i in range(len(dataset))]
+    (plant,) = (record for record in records if record.article_id == "PMC12419688")
+    assert plant.licence.startswith("CC BY") and plant.width > 200  # the JPEG, not the thumbnail

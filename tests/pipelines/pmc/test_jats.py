@@ -1,0 +1,291 @@
+"""JATS to figures: text as a reader would copy it, figures wherever they hide, who cites what."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from data_pipelines.pmc.jats import OWN_TERMS, XmlError, parse_article
+from data_pipelines.pmc.licence import licence_group, licence_name
+from data_pipelines.pmc.mentions import find_mentions, label_key, sentences
+from tests.pipelines.pmc.articles import article, fig
+
+BY_LABEL = {str(n): f"F{n}" for n in range(1, 9)} | {f"S{n}": f"S{n}" for n in (1, 2, 3)}
+BY_LABEL |= {"sup:3": "SUP3"}
+
+
+def caption_of(caption: str) -> str:
+    (figure,) = parse_article(article(fig(1, caption))).figures
+    return figure.caption
+
+
+def test_an_article():
+    parsed = parse_article(article(fig(1, "<p>Mice.</p>"), number=77))
+    assert (parsed.article_id, parsed.pmcid, parsed.doi) == ("PMC77", "PMC77", "10.1/77")
+    assert (parsed.title, parsed.journal, parsed.date) == ("On mice", "Test Journal", "2020-02-03")
+    assert (parsed.licence, parsed.keywords) == ("CC BY 4.0", ["mouse", "liver"])
+    assert (parsed.mesh, parsed.article_type) == (["Animals"], "research-article")
+    assert not parsed.is_damaged
+
+
+@pytest.mark.parametrize(
+    "caption, text",
+    [
+        ("<title>Mice</title><p>In ( <bold>a</bold> ) blue.</p>", "Mice. In ( a) blue."),
+        ("<title>Mice.</title><p>A  \n B</p><p>C</p>", "Mice. A B C"),
+        ("<p>CO<sub>2</sub>, 10<sup>6</sup> cells, 5 s<sup>-1</sup></p>", "CO2, 10^6 cells, 5 s-1"),
+        ("<p>Ca<sup>2+</sup> at 37<sup>th</sup></p>", "Ca2+ at 37th"),
+        ('<p>Known<sup><xref ref-type="bibr" rid="r">3</xref></sup>.</p>', "Known [3]."),
+        ("<p>5 &#956;m, 3 &mu;m, &lt;4, &unknown;</p>", "5 μm, 3 μm, <4, &unknown;"),
+        (
+            "<p>One<list><list-item><label>1</label><p>two</p></list-item><list-item><p>three"
+            "<list><list-item><p>four</p></list-item></list></p></list-item></list></p>",
+            "One 1 two three four",
+        ),
+        (
+            "<p>If <inline-formula><alternatives><tex-math>\\documentclass{x}\\begin{document}$$y$$"
+            "\\end{document}</tex-math><mml:math><mml:msup><mml:mi>x</mml:mi><mml:mn>2</mml:mn>"
+            "</mml:msup><mml:mo>=</mml:mo><mml:mfrac><mml:mn>1</mml:mn><mml:mn>2</mml:mn>"
+            "</mml:mfrac></mml:math></alternatives></inline-formula>.</p>",
+            "If x^2 = 1/2.",
+        ),
+        (
+            "<p>So <inline-formula><tex-math>\\documentclass{x}\\begin{document}$$y+1$$"
+            "\\end{document}</tex-math></inline-formula></p>",
+            "So y+1",
+        ),
+        (
+            "<p>A<break/>B <inline-graphic xlink:href='i'/>C soft\u00adly e\u0301</p>",
+            "A B C softly é",
+        ),
+    ],
+)
+def test_captions_read_as_printed(caption, text):
+    assert caption_of(caption) == text
+
+
+def test_deep_formulas_take_linear_time():
+    deep = "<mml:mrow>" * 60 + "<mml:mi>x</mml:mi>" + "</mml:mrow>" * 60  # 2^60 steps otherwise
+    assert caption_of(f"<p><inline-formula><mml:math>{deep}</mml:math></inline-formula></p>") == "x"
+
+
+def test_figures_wherever_they_are():
+    group = '<fig-group id="G"><label>Figure 2.</label><caption><p>Both.</p></caption>'
+    group += fig(21, "<p>Left.</p>") + '<fig id="F22"><graphic xlink:href="f22"/></fig></fig-group>'
+    two = '<graphic xlink:href="x"/><graphic xlink:href="y"/>'
+    alternatives = (
+        '<alternatives><graphic xlink:href="a.tif"/><graphic xlink:href="a.jpg"/></alternatives>'
+    )
+    table = '<table-wrap><graphic xlink:href="table"/></table-wrap>'
+    after = f"<floats-group>{fig(3, '<p>C.</p>', two)}</floats-group><back><app-group><app>"
+    after += fig(4, "<p>D.</p>", alternatives) + "</app></app-group></back>"
+    after += f"<sub-article><body>{fig(5, '<p>E.</p>')}<fig><caption><p>No id.</p></caption></fig>"
+    after += f"{fig(5, '<p>Twice.</p>')}</body></sub-article>"
+    parsed = parse_article(article(group + table, after=after)).figures
+    assert [(f.figure_id, f.label, f.caption, f.graphics) for f in parsed] == [
+        ("F21", "Figure 21.", "Both. Left.", [["f21"]]),
+        ("F22", "Figure 2.", "Both.", [["f22"]]),
+        ("F3", "Figure 3.", "C.", [["x"], ["y"]]),
+        ("F4", "Figure 4.", "D.", [["a.tif", "a.jpg"]]),
+        ("F5", "Figure 5.", "E.", [["f5"]]),
+        ("figure 6", "", "No id.", []),
+        ("F5 (2)", "Figure 5.", "Twice.", [["f5"]]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("see Figs. 2–4 here", "F2 F3 F4"),
+        ("Figure 3A, B shows", "F3:AB"),
+        ("Figure 3A and B, and Fig. 5", "F3:AB F5"),
+        ("Figs 1, 2, and 4-6", "F1 F2 F4 F5 F6"),
+        ("Figure 2, 20 patients", "F2"),
+        ("Figure 2B, a patient", "F2:B"),
+        ("Fig. 3 (a, b), Fig. 3(a-c) and 4(d)", "F3:AB F3:ABC F4:D"),
+        ("Fig 2B–2F", "F2:B F2:CDEF"),
+        ("Figs. 2–4A", "F2 F3 F4:A"),
+        ("Figure 7, panels A and B", "F7:AB"),
+        ("Fig. S1-S3 and Supplementary Fig. 3", "S1 S2 S3 SUP3"),
+        ("Figure 3 in Smith et al. and Fig. 12", ""),
+        ("FIGURE 4. I configure 3 figures", "F4"),
+    ],
+)
+def test_mentions_of_labels(text, found):
+    mentions = find_mentions(text, [], BY_LABEL)
+    assert (
+        " ".join(m.figure_id + ":" * bool(m.panels) + "".join(m.panels) for m in mentions) == found
+    )
+
+
+def test_labels():
+    labels = [
+        "Figure 2.",
+        "FIG. 3",
+        "Supplementary Figure 1",
+        "Fig S4",
+        "Scheme 1",
+        "Figure 1—figure supplement 2",
+    ]
+    assert [label_key(label) for label in labels] == ["2", "3", "sup:1", "S4", "", ""]
+
+
+def test_citations_follow_links_before_words():
+    link = '<xref ref-type="fig" rid="{0}">{1}</xref>'.format
+    body = f"""<p>In Figs. {link("F1", "1")}–{link("F3", "3")} mice (b; {link("F2", "2B")}) run.
+    They stop ({link("F9", "Figure 1")}). See e.g. Fig. 2.</p>
+    <p>{link("F1 F2", "Here")}.<fig id="F9"><label>Figure 9</label><caption><p>As in Figure 1.</p>
+    </caption></fig></p><table-wrap><table><tr><td><p>Fig. 3</p></td></tr></table></table-wrap>"""
+    parsed = parse_article(article(body + "".join(fig(n, "<p>x</p>") for n in (1, 2, 3))))
+    cited = {
+        f.figure_id: [(c.paragraph, c.sentence, c.panels) for c in f.citations]
+        for f in parsed.figures
+    }
+    run = "In Figs. 1–3 mice (b; 2B) run."
+    assert cited == {
+        "F9": [(0, "They stop (Figure 1).", ())],  # the article says that it is F9
+        "F1": [(0, run, ()), (1, "Here.", ())],
+        "F2": [(0, run, ()), (0, "See e.g. Fig. 2.", ()), (1, "Here.", ())],
+        "F3": [(0, run, ())],
+    }
+    assert len(parsed.paragraphs) == 2
+
+
+def test_sentences():
+    text = (
+        "See Fig. 2. It is new. A. Smith et al. found (p < 0.05. No) it in 20 min. Yes [3]. 3 mice"
+    )
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "See Fig. 2.",
+        "It is new.",
+        "A. Smith et al. found (p < 0.05. No) it in 20 min.",
+        "Yes [3].",
+        "3 mice",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, name, group",
+    [
+        (
+            "https://creativecommons.org/licenses/by-nc-nd/3.0/igo/",
+            "CC BY-NC-ND 3.0",
+            "noncommercial",
+        ),
+        ("http://creativecommons.org/publicdomain/zero/1.0/", "CC0 1.0", "commercial"),
+        ("CC BY-SA", "CC BY-SA", "commercial"),
+        ("CC0", "CC0", "commercial"),
+        ("NO-CC CODE", "", "other"),
+        (
+            "under the Creative Commons Attribution-NonCommercial License 2.0",
+            "CC BY-NC 2.0",
+            "noncommercial",
+        ),
+        ("Creative Commons Attribution 4.0 International License", "CC BY 4.0", "commercial"),
+        ("Creative Commons Attribution License, which permits", "CC BY", "commercial"),
+        ("All rights reserved", "", "other"),
+    ],
+)
+def test_licences(text, name, group):
+    assert licence_name(text) == name
+    assert licence_group(text) == group
+
+
+def test_a_figure_with_its_own_permissions_is_not_the_articles():
+    own = "<permissions><copyright-statement>Elsevier</copyright-statement></permissions>"
+    zero = '<license xlink:href="https://creativecommons.org/publicdomain/zero/1.0/"/>'
+    zero = f"<permissions>{zero}</permissions>"
+    figures = fig(1, "<p>a</p>", more=own) + fig(2, "<p>b</p>", more=zero) + fig(3, "<p>c</p>")
+    licences = [figure.licence for figure in parse_article(article(figures)).figures]
+    assert licences == [OWN_TERMS, "CC0 1.0", "CC BY 4.0"]
+    assert licence_group(OWN_TERMS) == "other"
+
+
+# --- Hostile input -----------------------------------------------------------------------------
+
+
+def test_an_external_entity_is_not_read(tmp_path):
+    (tmp_path / "secret").write_text("SECRET")
+    doctype = f'<!DOCTYPE article [<!ENTITY x SYSTEM "file://{tmp_path}/secret">]>'
+    figure = "<fig id='F1'><caption><p>A &x; B</p></caption></fig>"
+    parsed = parse_article(f"{doctype}<article><body>{figure}</body></article>".encode())
+    assert parsed.figures[0].caption == "A &x; B"
+
+
+def test_a_bomb_of_entities_is_refused():
+    lines = ['<!ENTITY a0 "lol">']
+    lines += [f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12)]
+    bomb = f"<!DOCTYPE article [{''.join(lines)}]><article><body><fig id='F'><caption><p>A &a11;"
+    bomb += "</p></caption></fig></body></article>"
+    with pytest.raises(XmlError, match="over the parser's limits"):
+        parse_article(bomb.encode())
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "unreadable XML"),
+        (b"\x00\x01\x02", "unreadable XML"),
+        (b"<html><body/></html>", "not a JATS article"),
+        (b"<article>" + b"<sec>" * 5000, "XML over the parser's limits"),
+        (
+            b"<article><body><p>" + b"x" * 11_000_000 + b"</p></body></article>",
+            "XML over the parser's limits",
+        ),
+    ],
+)
+def test_what_is_no_article_says_why(data, reason):
+    with pytest.raises(XmlError) as error:
+        parse_article(data)
+    assert error.value.reason == reason
+
+
+def test_damaged_xml_is_read_as_far_as_it_goes_and_says_so():
+    whole = article(fig(1, "<p>Fine.</p>") + fig(2, "<p>Lost.</p>"))
+    parsed = parse_article(whole[: whole.index(b"Lost")])
+    assert parsed.is_damaged
+    assert [figure.caption for figure in parsed.figures] == ["Fine.", ""]
+
+
+def test_a_wrong_encoding_is_damage_and_no_crash():
+    data = article(fig(1, "<p>5 §m</p>")).decode().encode("latin-1")  # says UTF-8
+    parsed = parse_article(data)
+    assert parsed.is_damaged
+    assert parsed.figures[0].caption.startswith("5 ")
+    declared = data.replace(b"UTF-8", b"ISO-8859-1")
+    assert parse_article(declared).figures[0].caption == "5 §m"
+    assert not parse_article(declared).is_damaged
+
+
+# --- Real articles -----------------------------------------------------------------------------
+
+
+def bare(text: str) -> str:
+    """Without what the two extractions set differently: spaces, "^", brackets, a title's stop."""
+    return re.sub(r"[\s.^\[\]\u2061]", "", text)
+
+
+def test_real_captions_equal_an_independent_extraction(shared_data):
+    lines = (shared_data / "pmc_articles/figures.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    figures = {}
+    for name in {row["pmcid"] for row in rows}:
+        parsed = parse_article((shared_data / f"pmc_articles/{name}/{name}.nxml").read_bytes())
+        figures |= {(name, figure.figure_id): figure for figure in parsed.figures}
+    same = [bare(figures[row["pmcid"], row["fig"]].caption) == bare(row["caption"]) for row in rows]
+    assert sum(same) >= 0.99 * len(rows) == 0.99 * 1118
+    cited = sum(bool(figure.citations) for figure in figures.values())
+    assert cited >= 0.95 * len(figures)  # nearly every published figure is cited in its text
+
+
+def test_real_licences(shared_data):
+    with (shared_data / "pmc_articles/index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    different = []
+    for row in rows:
+        name = row["accession"]
+        parsed = parse_article((shared_data / f"pmc_articles/{name}/{name}.nxml").read_bytes())
+        if re.sub(r" \d\.\d$", "", parsed.licence) != re.sub(r" \d\.\d$", "", row["licence"]):
+            different.append(name)
+    assert different == ["PMC4456839"]  # its text says CC BY-NC, the index CC BY
