@@ -23,6 +23,8 @@ from jaxclip.data.record import Record
 from jaxclip.data.text import split_sentences
 
 MEASURE_SIDE = 512  # pixels of the longer side at which edges and text are measured
+MAX_LETTER = 28  # pixels of a letter's height there
+LETTER_GAP = 13  # pixels between two letters of a line, a space included
 MIN_LANGUAGE_CHARS = 20  # of a caption whose language can be told
 
 
@@ -154,40 +156,24 @@ def text_share(grey_HW: np.ndarray) -> float:
     for method in (cv2.THRESH_BINARY_INV, cv2.THRESH_BINARY):
         offset = 20 if method == cv2.THRESH_BINARY_INV else -20
         ink = cv2.adaptiveThreshold(grey_HW, 1, cv2.ADAPTIVE_THRESH_MEAN_C, method, 25, offset)
-        _, _, stats, _ = cv2.connectedComponentsWithStats(ink)
-        for left, top, width, height in _lines(stats[1:, :4]):
+        for left, top, width, height in _text_lines(ink):
             covered[top : top + height, left : left + width] = True
     return float(covered.mean())
 
 
-def _lines(boxes: np.ndarray) -> list[np.ndarray]:
-    """Boxes (left, top, width, height) of letters in rows of three or more."""
-    width, height = boxes[:, 2], boxes[:, 3]
-    letters = boxes[(height >= 4) & (height <= 28) & (width >= 1) & (width <= 2 * height)]
-    letters = letters[np.argsort(letters[:, 0])]
-    found: list[np.ndarray] = []
-    lines: list[list[np.ndarray]] = []
-    for box in letters:
-        for line in lines:
-            last = line[-1]
-            gap = box[0] - (last[0] + last[2])
-            level = abs((box[1] + box[3]) - (last[1] + last[3]))
-            like = 0.6 < box[3] / last[3] < 1.7
-            if -1 <= gap <= 1.2 * last[3] and level <= 0.35 * last[3] and like:
-                line.append(box)
-                break
-        else:
-            lines.append([box])
-        lines = [line for line in lines if _is_near(line, box) or not found.extend(_long(line))]
-    for line in lines:
-        found.extend(_long(line))
-    return found
-
-
-def _is_near(line: list[np.ndarray], box: np.ndarray) -> bool:
-    last = line[-1]
-    return box[0] <= last[0] + last[2] + 1.2 * last[3]
-
-
-def _long(line: list[np.ndarray]) -> list[np.ndarray]:
-    return line if len(line) >= 3 else []
+def _text_lines(ink_HW: np.ndarray) -> np.ndarray:
+    """Boxes (left, top, width, height) of rows of three or more letters."""
+    count, labels_HW, stats, _ = cv2.connectedComponentsWithStats(ink_HW)
+    width, height = stats[:, 2], stats[:, 3]
+    is_letter = (height >= 4) & (height <= MAX_LETTER) & (width <= 2 * height)
+    is_letter[0] = False  # what is not ink
+    letters_HW = is_letter[labels_HW].astype(np.uint8)
+    joined = cv2.morphologyEx(letters_HW, cv2.MORPH_CLOSE, np.ones((1, LETTER_GAP), np.uint8))
+    _, lines_HW, line_stats, _ = cv2.connectedComponentsWithStats(joined)
+    line_of_letter = np.zeros(count, np.int64)
+    line_of_letter[labels_HW[letters_HW > 0]] = lines_HW[letters_HW > 0]
+    letters_in_line = np.bincount(line_of_letter, minlength=len(line_stats))
+    is_line = (letters_in_line >= 3) & (line_stats[:, 3] <= MAX_LETTER)
+    is_line &= line_stats[:, 2] >= 2 * line_stats[:, 3]
+    is_line[0] = False
+    return line_stats[is_line, :4]

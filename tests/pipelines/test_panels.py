@@ -159,10 +159,10 @@ def test_matching_counts_each_box_once():
 
 @needs_shared
 def test_compounds_with_real_layouts():
-    """Of the half of layouts that nothing was tuned on. The goal is 0.85."""
-    scores, _ = benchmark.measure(benchmark.synthetic(SHARED, 50, development=False))
+    """Of the half of layouts that nothing was tuned on; 0.867 of these, 0.882 of the first 300."""
+    scores, _ = benchmark.measure(benchmark.synthetic(SHARED, 100, development=False))
     assert scores["all"].f1 >= 0.85
-    assert scores["all"].figures == 50
+    assert scores["all"].figures == 100
 
 
 @needs_shared
