@@ -23,8 +23,8 @@ processes do it. With options of Apache Beam the same batches run wherever Beam 
 import functools
 import sys
 
-from data_pipelines.options import run
-from data_pipelines.pmc.build import PmcOptions, build_pmc, take_beam_options
+from data_pipelines.options import run, take_beam_options
+from data_pipelines.pmc.build import PmcOptions, build_pmc
 from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.records import FigureOptions
 

@@ -102,16 +102,3 @@ def _make_items(
         except Exception as error:
             error.add_note(row["file"])
             raise
-
-
-def take_beam_options(argv: list[str]) -> list[str]:
-    """Takes Apache Beam's options out of a command line. Nothing is taken without --runner=."""
-    if not any(argument.startswith("--runner=") for argument in argv):
-        return []
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    known = PipelineOptions([]).get_all_options()
-    taken = [arg for arg in argv if arg[:2] == "--" and arg[2:].partition("=")[0] in known]
-    for argument in taken:
-        argv.remove(argument)
-    return taken
