@@ -306,7 +306,7 @@ def test_flops_count_only_kept_patches():
         ({"text.transformer.depth": 0}, r"model.text.transformer.depth \(0\) must be at least 1"),
         ({"text.pool": "first"}, r"model.text.pool \('first'\) with .*is_causal .* Use pool='eot'"),
         ({"dtype": "float16"}, r"model.dtype \('float16'\) must be one of"),
-        ({"image_projection": False}, r"embed_dim \(512\) must equal model.image.transformer"),
+        ({"image_projection": False}, r"embed_dim \(512\) must equal the width of model.image"),
         ({"init_temperature": 0.0}, r"model.init_temperature \(0.0\) must be positive"),
         ({"image.transformer.attention": "cudnn"}, r"'cudnn'\) needs model.dtype 'bfloat16'"),
     ],
