@@ -51,7 +51,11 @@ class TrainConfig:
     duration: Duration = dataclasses.field(
         default_factory=lambda: Duration(amount=10, unit="epochs")
     )  # of the run; in samples for a budget that does not depend on the dataset
-    init: str = ""  # a run whose newest parameters to start from; "" = at random
+    # What to start from, "" = at random: a run's newest parameters, a checkpoint in the format of
+    # big_vision, Hugging Face or OpenCLIP, or a name on the Hugging Face hub.
+    init: str = ""  # the whole model
+    init_image: str = ""  # the image tower, instead of init's
+    init_text: str = ""  # the text tower, instead of init's
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)

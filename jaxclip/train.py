@@ -38,8 +38,9 @@ from jaxclip.sharding import (
     put_batch,
     tree_sharding,
 )
+from jaxclip.start import start_params
 from jaxclip.train_step import init_state, make_train_step, start_from
-from jaxclip.workdir import claim_workdir, describe, open_tokenizer, params_of_run, summarize
+from jaxclip.workdir import claim_workdir, describe, open_tokenizer, summarize
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file with get_config() -> TrainConfig."
@@ -128,10 +129,10 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 lambda: init_state(config, inputs, optimizer), out_shardings=state_sharding
             )
             state = init()
-            if config.init:
-                params = params_of_run(config.init, params_shape, tokenizer)
+            if config.init or config.init_image or config.init_text:
+                params, lines = start_params(config, tokenizer, state.params)
                 state = jax.device_put(start_from(state, params), state_sharding)
-                say(f"Parameters from {config.init}")
+                say(*lines)
 
         def report(step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
             """Reads a step's metrics off the device, which waits for it, and writes them."""

