@@ -250,7 +250,8 @@ def describe(weights: Weights, folder: Path | None) -> Family:
     image = SIGLIP_IMAGE if not fields["image_projection"] else CLIP_IMAGE
     family: dict[str, Any] = {"image": _preprocessing(image, size, preprocess)}
     if "text" in towers:
-        more, described = _describe_text(weights, text, text_prefix, quick_gelu, folder)
+        bert = config.get("bert_config", {})  # in what we export
+        more, described = _describe_text(weights, text, text_prefix, quick_gelu, folder, bert)
         fields, family = fields | more, family | described
     has_bias = "logit_bias" in weights
     start = {"init_temperature": 0.1, "init_logit_bias": -10.0} if has_bias else {}
@@ -350,11 +351,16 @@ def _activation(values: dict[str, Any], quick_gelu: bool) -> str:
 
 
 def _describe_text(
-    weights: Weights, text: dict[str, Any], start: str, quick_gelu: bool, folder: Path | None
+    weights: Weights,
+    text: dict[str, Any],
+    start: str,
+    quick_gelu: bool,
+    folder: Path | None,
+    bert: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields of ClipConfig, and of Family."""
     if f"{start}transformer.embeddings.word_embeddings.weight" in weights:
-        return _describe_bert(weights, text, start, folder)
+        return _describe_bert(weights, text, start, folder, bert)
     length, D = weights.shape(f"{start}positional_embedding")
     hidden = weights.shape(f"{start}transformer.resblocks.0.mlp.c_fc.weight")[0]
     is_siglip = text.get("no_causal_mask", "logit_bias" in weights)
@@ -394,9 +400,12 @@ def _describe_text(
 
 
 def _describe_bert(
-    weights: Weights, text: dict[str, Any], start: str, folder: Path | None
+    weights: Weights,
+    text: dict[str, Any],
+    start: str,
+    folder: Path | None,
+    config: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = text.get("hf_model_config") or {}
     tower, vocab_size = bert_tower(
         weights, _with_heads(weights, config, start), f"{start}transformer."
     )

@@ -1,0 +1,204 @@
+"""Exports: back through our import exactly, and into the original libraries where torch is there."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxclip
+from jaxclip.config import TrainConfig
+from jaxclip.export import example_batch, export
+from jaxclip.models import clip
+from jaxclip.models.pretrained import folders, leaves_of, load_params, open_checkpoint
+from jaxclip.train import train
+from tests import tiny_config
+from tests.models.pretrained.fixtures import read_fixture, write_folder
+
+# timm has no ViT as small as those of make_fixtures.py, which registers these names
+TINY_TIMM = {
+    ("map", 128, 2): ("vit_fixture_siglip", {8: (32,)}),
+    ("class_token", 128, 2): ("vit_fixture_class_token", {8: (32,)}),
+}
+needs_torch = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "open_clip")),
+    reason="needs torch, transformers, open_clip_torch and timm",
+)
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """The function (fixture, format) -> (folder of the fixture, of its export, what export says)."""
+    monkeypatch.setattr(folders, "TIMM", folders.TIMM | TINY_TIMM)
+
+    def make(name: str, to: str):
+        source = write_folder(tmp_path / name, read_fixture(name))
+        out = tmp_path / f"{name}_{to}"
+        bert = tmp_path / "bert"
+        lines = export(str(source), to, str(out), bert=str(bert) if "biomed" in name else "")
+        if "biomed" in name:
+            bert.mkdir()
+            described = json.loads((out / "open_clip_config.json").read_text())["bert_config"]
+            (bert / "config.json").write_text(json.dumps(described))
+        return source, out, lines
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        ("hf_clip_gelu", "openclip"),
+        ("hf_clip_quick_gelu", "hf"),
+        ("hf_siglip", "big_vision"),
+        ("hf_siglip2_fixed", "hf"),
+        ("hf_siglip2_naflex", "big_vision"),
+        ("hf_siglip2_naflex", "hf"),
+        ("openclip_vit", "hf"),
+        ("openclip_vit_quickgelu", "openclip"),
+        ("openclip_siglip2", "openclip"),
+        ("openclip_biomedclip", "openclip"),
+        ("openclip_resnet", "openclip"),
+    ],
+)
+def test_what_is_exported_is_imported_again_exactly(name, to, exported):
+    source, out, lines = exported(name, to)
+    before = open_checkpoint(str(source))
+    path = out / "checkpoint.npz" if to == "big_vision" else out
+    after = open_checkpoint(str(path))
+    assert after.model == before.model
+    assert after.inputs.image_size == before.inputs.image_size
+    assert after.inputs.vocab_size == before.inputs.vocab_size
+    a, b = (leaves_of(load_params(family)[0]) for family in (before, after))
+    assert a.keys() == b.keys()
+    for leaf in a:
+        np.testing.assert_array_equal(a[leaf], b[leaf], err_msg=leaf)
+    if to != "big_vision":  # its npz has no place for preprocessing
+        assert after.image == before.image
+    assert any("parameters equal" in line for line in lines)
+
+
+def our_embeddings(folder):
+    family = open_checkpoint(str(folder))
+    batch = example_batch(family)
+    params, _ = load_params(family)
+    embed = jax.jit(lambda p, b: clip.apply(family.model, family.inputs, p, b))
+    return family, batch, [np.asarray(x) for x in embed(params, batch)]
+
+
+def normalised(family, image):
+    x = (image / 255 - family.image.mean) / family.image.std
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1).astype(np.float32))
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["openclip_vit", "hf_clip_quick_gelu", "hf_siglip2_fixed"])
+def test_transformers_opens_an_export(name, exported):
+    import torch
+    import transformers
+
+    _, out, _ = exported(name, "hf")
+    family, batch, ours = our_embeddings(out)
+    model = transformers.AutoModel.from_pretrained(out).eval()
+    with torch.no_grad():
+        theirs = model(
+            input_ids=torch.from_numpy(batch["tokens"]),
+            pixel_values=torch.from_numpy(normalised(family, batch["image"])),
+        )
+    np.testing.assert_allclose(ours[0], theirs.image_embeds, atol=1e-5)
+    np.testing.assert_allclose(ours[1], theirs.text_embeds, atol=1e-5)
+    processor = transformers.AutoImageProcessor.from_pretrained(out)
+    pixels = processor(Image.fromarray(batch["image"][0]), return_tensors="np")["pixel_values"]
+    # no resizing is left to do
+    np.testing.assert_allclose(pixels[0], normalised(family, batch["image"])[0], atol=1e-5)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "name",
+    ["hf_clip_gelu", "openclip_vit_quickgelu", "openclip_siglip2", "openclip_biomedclip",
+     "openclip_resnet"],
+)  # fmt: skip
+def test_open_clip_opens_an_export(name, exported):
+    import open_clip
+    import torch
+
+    import tests.models.pretrained.make_fixtures  # noqa: F401: registers the tiny ViTs
+
+    _, out, _ = exported(name, "openclip")
+    family, batch, ours = our_embeddings(out)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    model.eval()
+    with torch.no_grad():
+        image = model.encode_image(torch.from_numpy(normalised(family, batch["image"])), True)
+        text = model.encode_text(torch.from_numpy(batch["tokens"]), True)
+    np.testing.assert_allclose(ours[0], image, atol=1e-5)
+    np.testing.assert_allclose(ours[1], text, atol=1e-5)
+    pixels = preprocess(Image.fromarray(batch["image"][0])).numpy()
+    np.testing.assert_allclose(pixels, normalised(family, batch["image"])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("openclip_biomedclip", "hf", r"model.text \(BertConfig\) has no place in --to=hf"),
+        ("hf_clip_gelu", "big_vision", r"model.image.pre_norm \(True\) cannot be exported with"),
+        ("hf_siglip2_naflex", "openclip", r"model.image.naflex \(True\) cannot be exported"),
+        ("hf_siglip", "openclip", r"image size 32, pool 'map'\) cannot be .* timm has no such ViT"),
+    ],
+)
+def test_a_model_without_place_in_a_format_is_named(name, to, message, exported, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        exported(name, to)
+    assert not [path for path in tmp_path.iterdir() if f"_{to}" in path.name]  # nothing half-made
+
+
+@pytest.fixture(scope="module")
+def clip_run(tiny_dataset, tmp_path_factory):
+    """Two steps of a tiny CLIP of the kind that every format knows."""
+    config: TrainConfig = tiny_config.get_config()
+    config.data.path = (str(tiny_dataset),)
+    config.duration.amount, config.optimizer.ema_decay = 2, 0.0
+    for tower in (config.model.image, config.model.text):
+        tower.transformer = dataclasses.replace(tower.transformer, dropout=0.0)
+    config.model.image.pool = "class_token"
+    config.data.image.interpolation = "pillow_bicubic"
+    workdir = tmp_path_factory.mktemp("clip_run")
+    assert train(config, workdir)
+    return workdir
+
+
+def test_a_run_is_exported_with_its_tokenizer_and_preprocessing(clip_run, tmp_path):
+    """The run and its export embed the same strings and pictures alike."""
+    out = tmp_path / "export"
+    export(str(clip_run), "hf", str(out))
+    run, again = jaxclip.load(str(clip_run)), jaxclip.load(str(out))
+    pictures = [np.random.default_rng(n).integers(0, 256, (20 + n, 31, 3), np.uint8) for n in (0, 9)]
+    texts = ["A red circle.", "A blue square; it is number 7 of the series. " * 9]
+    np.testing.assert_allclose(run.encode_image(pictures), again.encode_image(pictures), atol=1e-6)
+    np.testing.assert_allclose(run.encode_text(texts), again.encode_text(texts), atol=1e-6)
+    assert run.logit_scale == pytest.approx(again.logit_scale, rel=1e-6)
+    card = (out / "README.md").read_text()
+    assert "samples seen: 32" in card and "image_to_text/recall@1" in card
+    with pytest.raises(FileExistsError, match="Name a folder to be made"):
+        export(str(clip_run), "hf", str(out))
+
+
+@needs_torch
+def test_the_exported_tokenizer_gives_our_ids(clip_run, tmp_path):
+    import open_clip
+    import transformers
+
+    texts = ["A red circle.", "[SEP] is plain; " * 20, "été: a [CLS] 5 µm ﬁbre"]
+    ours = jaxclip.load(str(clip_run)).tokenizer.encode(texts)
+    export(str(clip_run), "hf", str(tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = theirs(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
+    # special tokens in a text: ours are plain text, theirs are special
+    np.testing.assert_array_equal(ids[:1], ours[:1])
+    export(str(clip_run), "openclip", str(tmp_path / "openclip"))
+    theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'openclip'}")
+    np.testing.assert_array_equal(theirs(texts[:1]).numpy(), ours[:1])
