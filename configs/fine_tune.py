@@ -1,10 +1,9 @@
-r"""What does a public model gain from this dataset? Starts from the checkpoint named after the colon.
+r"""What does a public model gain from this dataset? Starts from the checkpoint after the colon.
 
-Model, preprocessing and tokenizer are the checkpoint's: SigLIP, SigLIP 2, MedSigLIP, CLIP, OpenCLIP,
-BiomedCLIP, PubMedBERT and ViT together (init_image, init_text); a folder, a file, or a name on the
-Hugging Face hub. Another image size resizes the position embeddings. The learning rate is a tenth of
-that from scratch, and there is no other number to know. Time: that of the model; half of it with
---config.optimizer.freeze="('image/.*',)".
+SigLIP, SigLIP 2, MedSigLIP, CLIP, OpenCLIP or BiomedCLIP, as a folder, a file, or a name on the
+Hugging Face hub. Model, preprocessing and tokenizer are the checkpoint's; another image size
+resizes the position embeddings. The learning rate is a tenth of that from scratch. To lock the
+image tower: --config.optimizer.freeze="('image/.*',)". Time: that of the model, five epochs.
 
   python -m jaxclip.train --config=configs/fine_tune.py:CHECKPOINT --config.data.path=DATASET \
       --workdir=RUN

@@ -1,4 +1,4 @@
-r"""How far does a locked text tower carry? LiT (arXiv:2111.07991) the other way round, on few figures.
+r"""How far does a locked text tower carry? LiT (arXiv:2111.07991) the other way round.
 
 Starts from the BERT or CLIP text tower named after the colon and keeps it as it is; a small image
 tower and both projections learn to meet it. On about a thousand PMC figures: about 5 minutes on 2

@@ -8,6 +8,7 @@ DIR also gets configs, preprocessing, tokenizer and a model card. What was writt
 compared before DIR appears. --workdir may also be a checkpoint of another format.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -158,16 +159,13 @@ def check(family: Family, params: clip.Params, to: str, folder: Path) -> list[st
     for name, leaf in ours.items():
         if name == "logit_bias" and not has_bias:
             continue
-        if not np.array_equal(leaf, theirs.get(name)):
+        if name not in theirs or not np.array_equal(leaf, theirs[name]):
             raise ValueError(f"{folder} does not read back as what was written: {name} differs.")
-    batch = example_batch(family)
-    difference = 0.0
     embedded = [
-        jax.jit(lambda p, b, f=f: clip.apply(f.model, f.inputs, p, b))(p, batch)
-        for f, p in ((_as_float32(family), params), (again, params_again))
+        embed_examples(family.model, family.inputs, params),
+        embed_examples(again.model, family.inputs, params_again),
     ]
-    for ours_BE, theirs_BE in zip(*embedded, strict=True):
-        difference = max(difference, float(np.abs(np.asarray(ours_BE) - theirs_BE).max()))
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(*embedded, strict=True))
     # timm computes the exact GELU where SigLIP's weights were trained with its approximation
     limit = 1e-5 if _same_function(family, again) else 1e-3
     if not difference <= limit:
@@ -183,23 +181,26 @@ def _same_function(a: Family, b: Family) -> bool:
     return a.model.image.transformer.activation == b.model.image.transformer.activation
 
 
-def _as_float32(family: Family) -> Family:
-    family.model.dtype = "float32"
-    return family
+def embed_examples(
+    model: clip.ClipConfig, inputs: clip.Inputs, params: clip.Params
+) -> list[np.ndarray]:
+    """Embeddings of example_batch, in float32."""
+    model = dataclasses.replace(model, dtype="float32")
+    embed = jax.jit(lambda params, batch: clip.apply(model, inputs, params, batch))
+    return [np.asarray(x) for x in embed(params, example_batch(model, inputs))]
 
 
-def example_batch(family: Family) -> dict[str, np.ndarray]:
+def example_batch(model: clip.ClipConfig, inputs: clip.Inputs) -> dict[str, np.ndarray]:
     """Two random images and texts."""
-    rng, inputs = np.random.default_rng(0), family.inputs
+    rng = np.random.default_rng(0)
     S, T = inputs.image_size, inputs.context_length
     tokens = rng.integers(0, inputs.vocab_size, (2, T)).astype(np.int32)
     tokens[1, T // 2 :] = inputs.pad_id
     if 0 <= inputs.eos_id < inputs.vocab_size:
         tokens[:, T // 2 - 1] = inputs.eos_id
     image = rng.integers(0, 256, (2, S, S, 3)).astype(np.uint8)
-    tower = family.model.image
-    if isinstance(tower, ViTConfig) and tower.naflex:
-        G = S // tower.patch_size
+    if isinstance(model.image, ViTConfig) and model.image.naflex:
+        G = S // model.image.patch_size
         patches = image.reshape(2, G * G, -1)
         return {"image": patches, "grid": np.array([[G, G], [1, G]]), "tokens": tokens}
     return {"image": image, "tokens": tokens}

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from jaxclip.models.pretrained.family import Family
 from jaxclip.models.vit import ViTConfig
 from jaxclip.start import open_model
 
-Picture = Image.Image | np.ndarray | bytes | str | Path
+Picture: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
 
 
 def load(
@@ -150,11 +150,11 @@ class Model:
 
 
 def to_pixels(picture: Picture) -> np.ndarray:
-    """uint8 RGB [H, W, 3]. Raises ValueError for an array of another type or shape, or a bad file."""
+    """uint8 RGB [H, W, 3]. Raises ValueError for another type or shape, or an unreadable file."""
     if isinstance(picture, (str, Path)):
         picture = Path(picture).read_bytes()
-    if isinstance(picture, (bytes, bytearray)):
-        return decode_image(bytes(picture))
+    if isinstance(picture, bytes):
+        return decode_image(picture)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture.convert("RGB"))
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:

@@ -45,8 +45,9 @@ class ClipConfig:
     @property
     def image_width(self) -> int:
         """Of the image tower's features."""
-        is_vit = isinstance(self.image, ViTConfig)
-        return self.image.transformer.width if is_vit else self.image.width
+        if isinstance(self.image, ViTConfig):
+            return self.image.transformer.width
+        return self.image.width
 
     def validate(self, image_size: int, name: str = "model") -> None:
         self.image.validate(image_size, f"{name}.image")

@@ -19,7 +19,7 @@ from jaxclip.models.vit import ViTConfig
 class NaflexViT(nn.Module):
     """{"patches": normalised [B, T, K], "grid": int [B, 2]} -> pooled features [B, D].
 
-    grid has the rows and columns of each image; its rows x columns patches come first, in row order.
+    grid has the rows and columns of each image; its patches come first, in row order.
     The parameters are those of a ViT whose images have the size of the table of positions.
     """
 

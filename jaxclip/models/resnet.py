@@ -1,4 +1,4 @@
-"""OpenAI's ResNet image tower (Radford et al. 2021, arXiv:2103.00020, sec. 2.4), as PMC-CLIP has it.
+"""OpenAI's ResNet image tower (Radford et al. 2021, arXiv:2103.00020, sec. 2.4); PMC-CLIP has it.
 
 A stem of three convolutions, average pooling before every strided convolution, and attention
 pooling with the mean as the query. Batch normalisation uses the statistics of the checkpoint, which

@@ -1,4 +1,4 @@
-"""Checkpoints of others as starting points: `open_checkpoint` describes one, `load_params` reads it.
+"""Checkpoints of others: `open_checkpoint` describes one, `load_params` reads it.
 
     family = open_checkpoint("google/medsiglip-448")     # or a folder, or a file
     config.model, config.data.image, config.data.tokenizer = family.model, family.image, ...

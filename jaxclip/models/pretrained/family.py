@@ -8,7 +8,7 @@ from jaxclip.data.image import ImageConfig
 from jaxclip.data.text import TokenizerConfig
 from jaxclip.models import clip
 from jaxclip.models.clip import ClipConfig
-from jaxclip.models.pretrained.files import Weights
+from jaxclip.models.pretrained.files import Weights, read_json
 from jaxclip.models.pretrained.table import Rule
 
 TOWERS = ("image", "text")
@@ -55,6 +55,16 @@ def first_existing(folder: Path | None, *names: str) -> str:
     """Path of the first of these files that is in the folder; "" if none is."""
     found = [folder / name for name in names if folder and (folder / name).exists()]
     return str(found[0]) if found else ""
+
+
+def special_tokens(folder: Path | None) -> dict[str, str]:
+    """What tokenizer_config.json names: of TokenizerConfig's eos and pad those that it has."""
+    file = first_existing(folder, "tokenizer_config.json")
+    values = read_json(Path(file)) if file else {}
+    found = {name: values.get(f"{name}_token") for name in ("eos", "pad")}
+    # a token is written as a string, or with its properties
+    found = {k: v.get("content") if isinstance(v, dict) else v for k, v in found.items()}
+    return {k: v for k, v in found.items() if isinstance(v, str)}
 
 
 def lookup(values: dict[str, Any], field: str, default: Any, allowed: dict[Any, Any]) -> Any:

@@ -210,7 +210,7 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
         )
     import pickle
 
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     errors = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError)
     try:

@@ -171,7 +171,7 @@ def openclip_files(
         poolers = {"first": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
         text |= {"hf_model_name": bert, "hf_model_pretrained": False,
                  "hf_pooler_type": poolers[model.text.pool],
-                 "hf_proj_type": {"none": None}.get(model.text_projection, model.text_projection)}  # fmt: skip
+                 "hf_proj_type": model.text_projection.replace("none", "") or None}  # fmt: skip
     else:
         text |= _openclip_text(model, inputs)
     vision = _openclip_vision(model, inputs)
@@ -340,4 +340,6 @@ def _with_cleaning(normalizer: Any, clean: str) -> Any:
         "lower_ascii": [normalizers.Lowercase()],
         "canonical": [normalizers.Replace(Regex(r"[!-/:-@\[-^`{-~]"), ""), normalizers.Lowercase()],
     }[clean]
-    return normalizers.Sequence([*steps, normalizer] if normalizer else steps) if steps else normalizer
+    return (
+        normalizers.Sequence([*steps, normalizer] if normalizer else steps) if steps else normalizer
+    )

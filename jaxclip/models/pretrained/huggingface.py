@@ -20,6 +20,7 @@ from jaxclip.models.pretrained.family import (
     Family,
     first_existing,
     lookup,
+    special_tokens,
 )
 from jaxclip.models.pretrained.files import Weights, read_json
 from jaxclip.models.pretrained.table import (
@@ -249,7 +250,7 @@ def _describe_two(weights: Weights, folder: Path, config: dict[str, Any], kind: 
         fields["projection_bias"] = f"{head}.bias" in weights
         fields["embed_dim"] = weights.shape(f"{head}.weight")[0] if is_projected else t.width
         vocab_size = weights.shape("text_model.embeddings.token_embedding.weight")[0]
-    start = {} if is_clip else {"init_temperature": 0.1, "init_logit_bias": -10.0}
+    start: dict[str, Any] = {} if is_clip else {"init_temperature": 0.1, "init_logit_bias": -10.0}
     model = ClipConfig(**fields, **start, dtype="float32")
     eos_id = text.get("eos_token_id", 49_407 if is_clip else 1)
     return Family(
@@ -289,8 +290,10 @@ def _tokenizer(weights: Weights, folder: Path, is_clip: bool, vocab_size: int) -
     length = weights.shape("text_model.embeddings.position_embedding.weight")[0]
     if is_clip:
         path = first_existing(folder, "tokenizer.json", "bpe_simple_vocab_16e6.txt.gz")
-        pad = "<|endoftext|>" if path.endswith(".json") else "auto"
-        return TokenizerConfig(path=path, context_length=length, pad=pad)
+        special = {"pad": "<|endoftext|>"} | special_tokens(folder)
+        return TokenizerConfig(
+            path=path, context_length=length, **(special if path.endswith(".json") else {})
+        )
     spiece = first_existing(folder, "spiece.model", "tokenizer.model")
     is_gemma = vocab_size == 256_000
     if not spiece and (path := first_existing(folder, "tokenizer.json")):

@@ -1,4 +1,4 @@
-"""OpenCLIP: its own ViT, timm's ViT (SigLIP, BiomedCLIP), OpenAI's ResNet; its own text tower, BERT.
+"""OpenCLIP: its own, timm's (SigLIP, BiomedCLIP) and OpenAI's image towers; its own text, BERT.
 
 Also what is built of the same parts: mmlearn's Lightning checkpoints (Open-PMC), PMC-CLIP, and a
 timm ViT alone. Checked against open_clip 3.3 and timm 1.0.31.
@@ -20,6 +20,7 @@ from jaxclip.models.pretrained.family import (
     Family,
     first_existing,
     lookup,
+    special_tokens,
 )
 from jaxclip.models.pretrained.files import Weights, read_json
 from jaxclip.models.pretrained.huggingface import BERT, bert_tokenizer, bert_tower
@@ -254,7 +255,7 @@ def describe(weights: Weights, folder: Path | None) -> Family:
         more, described = _describe_text(weights, text, text_prefix, quick_gelu, folder, bert)
         fields, family = fields | more, family | described
     has_bias = "logit_bias" in weights
-    start = {"init_temperature": 0.1, "init_logit_bias": -10.0} if has_bias else {}
+    start: dict[str, Any] = {"init_temperature": 0.1, "init_logit_bias": -10.0} if has_bias else {}
     model = ClipConfig(**fields, **start, dtype="float32")
     said = ["activation gelu and heads of width 64: the file does not say"] if not config else []
     return Family(
@@ -394,8 +395,10 @@ def _describe_text(
         return fields, {"tokenizer": tokenizer, "vocab_size": vocab_size, "eos_id": 1,
                         "pad_id": 0 if is_gemma else 1}  # fmt: skip
     path = first_existing(folder, "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json")
-    pad = "!" if path.endswith(".json") and vocab_size == 49_408 else "auto"  # id 0, as open_clip
-    tokenizer = TokenizerConfig(path=path, context_length=length, pad=pad)
+    special = special_tokens(folder) if path.endswith(".json") else {}
+    if special and vocab_size == 49_408:
+        special["pad"] = "!"  # id 0, as open_clip pads
+    tokenizer = TokenizerConfig(path=path, context_length=length, **special)
     return fields, {"tokenizer": tokenizer, "vocab_size": vocab_size, "eos_id": vocab_size - 1}
 
 

@@ -23,7 +23,7 @@ POSITIONS = "image/position_embedding"
 class Rule:
     """Some of our leaves, some of their tensors, and the two functions between them.
 
-    Of one block: `read` takes their tensors to ours, in the order of `ours`; `write` is its inverse.
+    Of one block: `read` takes their tensors to ours, in the order of `ours`; `write` inverts it.
     """
 
     ours: tuple[str, ...]
@@ -201,12 +201,16 @@ def read(
     return leaves, report
 
 
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, order="C")  # np.ascontiguousarray would give a scalar a dimension
+
+
 def _names(theirs: Sequence[str], i: int) -> Iterator[str]:
     return (name.replace("{i}", str(i)) for name in theirs)
 
 
 def _read_rule(rule, tensors, names, shapes, depth, source, report) -> dict[str, np.ndarray]:
-    """The leaves of one rule, those of blocks stacked as they come, so that no block is held twice."""
+    """The leaves of one rule; blocks are stacked as they come, so that none is held twice."""
     leaves: dict[str, np.ndarray] = {}
     for i, block in enumerate(names):
         loaded = [np.asarray(tensors[name]) for name in block]
@@ -221,7 +225,7 @@ def _read_rule(rule, tensors, names, shapes, depth, source, report) -> dict[str,
             theirs = f"{', '.join(block)} ({', '.join(str(list(x.shape)) for x in loaded)})"
             value = _fit(path, value.astype(np.float32), expected, f"{source}: {theirs}", report)
             if depth is None:
-                leaves[path] = np.ascontiguousarray(value)
+                leaves[path] = np.asarray(value, order="C")
             else:
                 leaves.setdefault(path, np.empty((depth, *expected), np.float32))[i] = value
     return leaves
@@ -258,11 +262,9 @@ def write(rules: Sequence[Rule], leaves: Tensors) -> dict[str, np.ndarray]:
         if "{i}" in rule.theirs[0]:
             for i in range(len(values[0])):
                 block = rule.write(*(value[i] for value in values))
-                tensors |= zip(
-                    _names(rule.theirs, i), map(np.ascontiguousarray, block), strict=True
-                )
+                tensors |= zip(_names(rule.theirs, i), map(_contiguous, block), strict=True)
         else:
-            block = map(np.ascontiguousarray, rule.write(*values))
+            block = map(_contiguous, rule.write(*values))
             tensors |= zip(rule.theirs, block, strict=True)
     assert written == set(leaves), sorted(set(leaves) - written)
     return tensors

@@ -1,4 +1,4 @@
-"""Weights that need not be stored: a tensor's name and shape decide its values, with NumPy alone."""
+"""Weights that need not be stored: a tensor's name and shape decide its values."""
 
 import zlib
 
