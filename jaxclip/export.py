@@ -119,7 +119,8 @@ def write_folder(
         notes += [f"logit_bias ({bias}) has no place in this format"] if bias else []
     tensors = write(rules, leaves)
     if to == "big_vision":
-        np.savez(folder / "checkpoint.npz", **{f"params/{k}": v for k, v in tensors.items()})
+        arrays: dict[str, Any] = {f"params/{k}": v for k, v in tensors.items()}
+        np.savez(folder / "checkpoint.npz", **arrays)
     else:
         name = "model.safetensors" if to == "hf" else "open_clip_model.safetensors"
         safetensors.numpy.save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -140,9 +141,11 @@ def write_folder(
 
 
 def _default_bert(text: Any) -> str:
-    t = getattr(text, "transformer", None)
-    is_base = isinstance(text, BertConfig) and (t.width, t.depth, t.num_heads) == (768, 12, 12)
-    return BIOMED_BERT if is_base and text.max_positions == 512 else ""
+    if not isinstance(text, BertConfig):
+        return ""
+    t = text.transformer
+    sizes = t.width, t.depth, t.num_heads, text.max_positions
+    return BIOMED_BERT if sizes == (768, 12, 12, 512) else ""
 
 
 def check(family: Family, params: clip.Params, to: str, folder: Path) -> list[str]:

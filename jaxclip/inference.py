@@ -26,7 +26,7 @@ from jaxclip.models.pretrained.family import Family
 from jaxclip.models.vit import ViTConfig
 from jaxclip.start import open_model
 
-Picture: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
+Picture: TypeAlias = Any  # a Pillow image, uint8 array [H, W, 3] or [H, W], file's bytes, or path
 
 
 def load(

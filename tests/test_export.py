@@ -1,5 +1,6 @@
 """Exports: exactly back through our import, and into the original libraries, with torch."""
 
+import importlib
 import importlib.util
 import json
 
@@ -138,6 +139,7 @@ def test_open_clip_opens_an_export(name, exported):
     import open_clip
     import torch
 
+    importlib.import_module("tests.models.pretrained.make_fixtures")  # registers the tiny ViTs
     _, out = exported(name, "openclip")
     family, batch, ours = our_embeddings(out)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")

@@ -224,7 +224,8 @@ def naflex_patches(
       uint8 [max_patches, patch_size * patch_size * 3], patches in row order and then zeros; and the
       numbers of rows and columns.
     """
-    rows, columns = naflex_grid(*pixels_HW3.shape[:2], patch_size, max_patches)
+    height, width = pixels_HW3.shape[:2]
+    rows, columns = naflex_grid(height, width, patch_size, max_patches)
     P = patch_size
     pixels = resize(pixels_HW3, rows * P, columns * P, interpolation)
     patches = pixels.reshape(rows, P, columns, P, 3).transpose(0, 2, 1, 3, 4)
