@@ -21,8 +21,9 @@ from PIL import Image
 from jaxclip.data.image import decode_image, eval_pixels, naflex_patches
 from jaxclip.data.text import Tokenizer, load_tokenizer
 from jaxclip.models import clip
-from jaxclip.models.pretrained import load_params
+from jaxclip.models.pretrained import leaves_of, load_params, tree_of
 from jaxclip.models.pretrained.family import Family
+from jaxclip.models.pretrained.files import Weights
 from jaxclip.models.vit import ViTConfig
 from jaxclip.start import open_model
 
@@ -50,8 +51,11 @@ def load(
     family = open_model(path_or_name)
     family.model = dataclasses.replace(family.model, dtype=dtype)
     family.model.validate(family.image.size)
-    params, _ = load_params(family)
-    return Model(family, jax.device_put(params, device), _tokenizer(family, tokenizer), batch_size)
+    leaves = leaves_of(load_params(family)[0])
+    # one by one, each host copy given back, and then the file: else all of it is held three times
+    placed = {path: jax.device_put(leaves.pop(path), device) for path in list(leaves)}
+    family.weights = Weights({})
+    return Model(family, tree_of(placed), _tokenizer(family, tokenizer), batch_size)
 
 
 def _tokenizer(family: Family, path: str) -> Tokenizer | None:
@@ -67,8 +71,7 @@ def _tokenizer(family: Family, path: str) -> Tokenizer | None:
             f"tokenizer ({config.path}) has {tokenizer.vocab_size:,} ids, but {family.source} was "
             f"trained with {family.vocab_size:,}. Name its own vocabulary: tokenizer=FILE."
         )
-    ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-    family.pad_id, family.eos_id = ids["pad_id"], ids["eos_id"]
+    family.pad_id, family.eos_id = tokenizer.pad_id, tokenizer.eos_id
     return tokenizer
 
 

@@ -1,7 +1,7 @@
 r"""How long, and in how much memory, from a checkpoint on disk to the first embedding?
 
-Makes a Hugging Face CLIP ViT-B/16 with random weights (599 MB), once, and in a fresh process loads it
-with jaxclip.load and embeds one image and one text. Limits: 15 s on 2 cores, 3 x the file.
+Makes a Hugging Face CLIP ViT-B/16 with random weights (599 MB), once; a fresh process loads it with
+jaxclip.load and embeds one image and one text. Limits: 15 s on 2 cores, 3 x the file.
 
   python -m experiments.benchmarks.import_checkpoint --folder=FOLDER
 """

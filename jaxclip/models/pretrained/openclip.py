@@ -420,7 +420,9 @@ def _describe_bert(
                   f"{start}proj": "linear"}  # fmt: skip
     found = [kind for name, kind in projection.items() if name in weights]
     return {"text": tower, "text_projection": found[0] if found else "none"}, {
-        "tokenizer": bert_tokenizer(folder, text.get("context_length", 77 if is_pmc_clip else 256)),
+        "tokenizer": bert_tokenizer(
+            folder, min(tower.max_positions, text.get("context_length", 77 if is_pmc_clip else 256))
+        ),
         "vocab_size": vocab_size,
         "pad_id": config.get("pad_token_id", 0),
         "eos_id": -1,
