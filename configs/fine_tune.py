@@ -11,6 +11,7 @@ image tower: --config.optimizer.freeze="('image/.*',)". Time: that of the model,
 
 from jaxclip.config import TrainConfig
 from jaxclip.models.pretrained import open_checkpoint
+from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
 
 
@@ -26,6 +27,8 @@ def get_config(checkpoint: str = "") -> TrainConfig:
     config.model, config.data.image = family.model, family.image
     config.data.tokenizer = family.tokenizer
     config.model.dtype = "bfloat16"
+    if isinstance(config.model.image, ViTConfig):
+        config.model.image.naflex = False  # the loader gives squares; the parameters are the same
     if config.model.init_logit_bias:
         config.loss.name, config.loss.max_logit_scale = "sigmoid", 0.0
     config.optimizer.peak_lr = 5e-5

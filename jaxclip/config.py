@@ -83,6 +83,11 @@ class TrainConfig:
             )
         self.data.validate()
         self.model.validate(self.data.image.size)
+        if getattr(self.model.image, "naflex", False):
+            raise ValueError(
+                "model.image.naflex cannot be trained: the loader gives squares. Set it to False; "
+                "the parameters are the same."
+            )
         for part in (self.loss, self.optimizer, self.checkpoint, self.eval, self.log):
             part.validate()
         if self.eval.ema and not self.optimizer.ema_decay:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from jaxclip.models.pretrained.files import Weights
 from jaxclip.models.vit import ViTConfig
 from jaxclip.start import open_model
 
-Picture: TypeAlias = Any  # a Pillow image, uint8 array [H, W, 3] or [H, W], file's bytes, or path
+Picture = Any  # a Pillow image, uint8 pixels [H, W, 3] or [H, W], the bytes of a file, or its path
 
 
 def load(
@@ -35,7 +35,7 @@ def load(
     *,
     batch_size: int = 64,
     dtype: str = "float32",
-    device: jax.Device | None = None,
+    device: Any = None,
     tokenizer: str = "",
 ) -> "Model":
     """The model of a run's folder, a checkpoint, or a name on the Hugging Face hub.
@@ -43,7 +43,7 @@ def load(
     Args:
       batch_size: at most so many images or texts at a time.
       dtype: of the matrix products: float32, or bfloat16, which is faster on accelerators.
-      device: by default jax's first.
+      device: of jax.devices(); by default the first.
       tokenizer: a vocabulary's file, for a checkpoint that comes without one.
     Raises:
       FileNotFoundError, ValueError: as start.open_model; a vocabulary of another size.

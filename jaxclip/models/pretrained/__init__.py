@@ -25,7 +25,7 @@ from jaxclip.optimizer import param_paths
 FORMATS = (big_vision, openclip, huggingface)
 # of a tower's config: what changes the function that the same weights compute, and is no accident
 FIXED = ("transformer.num_heads", "transformer.activation", "transformer.norm_epsilon",
-         "is_causal", "num_heads", "naflex")  # fmt: skip
+         "is_causal", "num_heads")  # fmt: skip
 
 
 def open_checkpoint(path_or_name: str) -> Family:

@@ -15,7 +15,8 @@ from jaxclip.data.vocabulary import clip_tokenizer, wordpiece_tokenizer
 from jaxclip.models.bert import BertConfig
 from jaxclip.models.clip import ClipConfig, Inputs
 from jaxclip.models.layers import TransformerConfig
-from jaxclip.models.pretrained import huggingface, openclip
+from jaxclip.models.pretrained.huggingface_table import kind_of
+from jaxclip.models.pretrained.openclip_table import image_kind
 from jaxclip.models.resnet import ResNetConfig
 from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
@@ -73,7 +74,7 @@ def huggingface_files(
     """
     _require_class("hf", model, (ViTConfig,), (TextConfig,))
     assert isinstance(model.image, ViTConfig) and isinstance(model.text, TextConfig)
-    kind = huggingface.kind_of(model)
+    kind = kind_of(model)
     is_clip = kind == "clip"
     _require("hf", model, {
         "image.pool": ("class_token",) if is_clip else ("map",),
@@ -200,7 +201,7 @@ def openclip_files(
 
 def openclip_text_prefix(model: ClipConfig) -> str:
     """Which of OpenCLIP's two classes: CustomTextCLIP has its text tower under "text."."""
-    is_custom = openclip.image_kind(model) == "timm" or isinstance(model.text, BertConfig)
+    is_custom = image_kind(model) == "timm" or isinstance(model.text, BertConfig)
     return "text." if is_custom or model.projection_bias else ""
 
 
