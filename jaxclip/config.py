@@ -22,7 +22,8 @@ from jaxclip.optimizer import Duration, OptimizerConfig
 from jaxclip.sharding import ShardingConfig
 
 # What may differ when a run is resumed: where and how fast it runs, not what it computes.
-RESUMABLE = ("log.", "checkpoint.", "sharding.", "eval.", "data.num_threads", "data.num_workers",
+RESUMABLE = ("log.", "checkpoint.", "sharding.", "eval.", "micro_batch_size",
+             "loss.implementation", "loss.chunk_rows", "data.num_threads", "data.num_workers",
              "data.path", "data.tokenizer.path")  # fmt: skip
 
 
@@ -47,7 +48,10 @@ class TrainConfig:
     """Everything that decides a run."""
 
     seed: int = 0  # of initialisation, order, augmentation and dropout
-    batch_size: int = 1024  # pairs, global: all devices and hosts together
+    batch_size: int = 1024  # pairs an update; global: all devices and hosts together
+    contrastive_batch_size: int = 0  # pairs that are contrasted with each other; 0: batch_size
+    micro_batch_size: int = 0  # pairs whose activations are in memory at a time; same gradients, a
+    # third more compute; 0: batch_size
     duration: Duration = dataclasses.field(
         default_factory=lambda: Duration(amount=10, unit="epochs")
     )  # of the run; in samples for a budget that does not depend on the dataset
@@ -65,6 +69,11 @@ class TrainConfig:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
+    @property
+    def contrasted(self) -> int:
+        """Pairs that are contrasted with each other."""
+        return self.contrastive_batch_size or self.batch_size
+
     def validate(self) -> None:
         """Raises ValueError: field, value, rule, remedy. Touches no device and no file."""
         check_types(self)
@@ -75,6 +84,14 @@ class TrainConfig:
                 f"batch_size ({self.batch_size}) must be at least 2: the other pairs of the batch "
                 "are the negatives."
             )
+        for field in ("contrastive_batch_size", "micro_batch_size"):
+            size = getattr(self, field)
+            if size < 0 or (size and self.batch_size % size):
+                raise ValueError(
+                    f"{field} ({size}) must divide batch_size ({self.batch_size}), or be 0."
+                )
+        if self.contrastive_batch_size == 1:
+            raise ValueError("contrastive_batch_size (1) must be at least 2: one has no negatives.")
         self.duration.validate("duration")
         if not self.duration.amount or self.duration.unit == "percent":
             raise ValueError(
@@ -90,6 +107,11 @@ class TrainConfig:
             )
         for part in (self.loss, self.optimizer, self.checkpoint, self.eval, self.log):
             part.validate()
+        if self.loss.needs_labels() and not self.data.label:
+            raise ValueError(
+                f"loss.name ({self.loss.name!r}) with loss.positives ({self.loss.positives!r}) and "
+                f"loss.ignore {self.loss.ignore} needs data.label, the column of the labels."
+            )
         if self.eval.ema and not self.optimizer.ema_decay:
             raise ValueError("eval.ema needs an average: set optimizer.ema_decay, e.g. 0.999.")
 

@@ -20,7 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxclip.optimizer import param_paths
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH_AXES = ("data", "fsdp")
+BATCH = PartitionSpec(BATCH_AXES)
 
 # (regex on the path, spec of the LAST dimensions); leading dimensions (stacked layers) are whole.
 # Megatron's scheme (Shoeybi et al. 2019, arXiv:1909.08053): the first matrix of a pair is split by
@@ -109,19 +110,46 @@ def gather(x: jax.Array) -> jax.Array:
     return _constrain(x, PartitionSpec())
 
 
+def to_parts(x: jax.Array, num_parts: int) -> jax.Array:
+    """[B, ...] -> [num_parts, B / num_parts, ...]: each part has its share of every device's rows.
+
+    Inside use_mesh nothing moves between devices. Not in order of the rows; from_parts undoes it.
+    """
+    shards = _num_batch_shards()
+    x = x.reshape(shards, num_parts, -1, *x.shape[1:]).swapaxes(0, 1)
+    return _constrain(x.reshape(num_parts, -1, *x.shape[3:]), PartitionSpec(None, BATCH_AXES))
+
+
+def from_parts(x: jax.Array) -> jax.Array:
+    """[parts, B / parts, ...] -> [B, ...], in the order that to_parts found."""
+    num_parts, shards = len(x), _num_batch_shards()
+    x = x.reshape(num_parts, shards, -1, *x.shape[2:]).swapaxes(0, 1)
+    return split_batch(x.reshape(-1, *x.shape[3:]))
+
+
+def _num_batch_shards() -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the batch splits evenly and each process owns rows of its own."""
+def check_batch(mesh: Mesh, **sizes: int) -> None:
+    """Raises ValueError unless these batches split evenly and each process owns rows of its own.
+
+    Args:
+      sizes: field of the config -> rows, as batch_size=1024; 0 is no batch.
+    """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
-        raise ValueError(
-            f"batch_size ({batch_size}) must divide by sharding.data x sharding.fsdp ({shards})."
-        )
+    for field, size in sizes.items():
+        if size % shards:
+            raise ValueError(
+                f"{field} ({size}) must divide by sharding.data x sharding.fsdp ({shards})."
+            )
     if mesh.shape["tensor"] > jax.local_device_count():
         raise ValueError(
             f"sharding.tensor ({mesh.shape['tensor']}) must not exceed the "
@@ -130,10 +158,10 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of the global batch -> global arrays, split over data x fsdp."""
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """A tree of this process's rows of the global batch -> of global arrays, split data x fsdp."""
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def gather_to_hosts(rows: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jaxclip import command
@@ -27,19 +27,22 @@ from jaxclip.data.pipeline import Batch, TrainInput, open_sources
 from jaxclip.data.record import write_atomically
 from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
 from jaxclip.metrics import MetricWriter, Progress
-from jaxclip.models import clip
-from jaxclip.optimizer import frozen_mask, make_optimizer, make_schedule
+from jaxclip.optimizer import make_schedule
 from jaxclip.sharding import (
-    batch_sharding,
     check_batch,
     gather_to_hosts,
     initialize_distributed,
     make_mesh,
     put_batch,
-    tree_sharding,
 )
 from jaxclip.start import start_params
-from jaxclip.train_step import init_state, make_train_step, start_from
+from jaxclip.train_step import (
+    StepBatch,
+    make_training,
+    start_from,
+    step_batch,
+    train_flops_per_pair,
+)
 from jaxclip.workdir import claim_workdir, describe, open_tokenizer, summarize
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -78,7 +81,12 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
     config.validate()
     workdir = epath.Path(workdir).absolute()
     mesh = make_mesh(config.sharding)
-    check_batch(config.batch_size, mesh)
+    check_batch(
+        mesh,
+        batch_size=config.batch_size,
+        contrastive_batch_size=config.contrastive_batch_size,
+        micro_batch_size=config.micro_batch_size,
+    )
 
     # Data and tokenizer
     sources = open_sources(config.data, "train")
@@ -89,49 +97,29 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
     total_steps = config.duration.resolve(**sizes, total_steps=None)
     evaluate = make_evaluate(config, inputs, tokenizer, mesh) if config.eval.split else lambda _: {}
 
-    # Model and optimizer; the state is made where it will live
-    params_shape = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
+    # Model and optimizer
     schedule = make_schedule(config.optimizer, **sizes, total_steps=total_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, params_shape)
-    state_shape = jax.eval_shape(lambda: init_state(config, inputs, optimizer))
-    state_sharding = tree_sharding(state_shape, mesh)
-    train_step = jax.jit(
-        make_train_step(config, inputs, optimizer, schedule, mesh),
-        in_shardings=(state_sharding, batch_sharding(mesh)),
-        out_shardings=(state_sharding, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
-    frozen = frozen_mask(config.optimizer, params_shape)
-    flops = sum(  # the backward pass costs two forward passes; a frozen tower has none
-        tower_flops * (1 if all(jax.tree.leaves(frozen[tower])) else 3)
-        for tower, tower_flops in clip.flops_per_pair(config.model, inputs).items()
-    )
+    training = make_training(config, inputs, schedule, mesh)
+    flops = train_flops_per_pair(config, inputs, training.state.params)
     progress = Progress(
         total_steps=total_steps, batch_size=config.batch_size, train_flops_per_pair=flops
     )
     claim_workdir(workdir, config, sources, tokenizer)
-    say(*describe(config, sources, tokenizer, params_shape, total_steps, flops))
+    say(*describe(config, sources, tokenizer, training.state.params, total_steps, flops))
     say(f"Peak for MFU: {progress.peak_source}")
 
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         # Start or resume
         step, next_sample = checkpoints.latest_step() or 0, 0
         if step:
-            like = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                state_shape,
-                state_sharding,
-            )
-            state, next_sample = checkpoints.restore(step, like)
+            state, next_sample = checkpoints.restore(step, training.state)
             say(f"Resumed from step {step:,}, sample {next_sample:,}.")
         else:
-            init = jax.jit(
-                lambda: init_state(config, inputs, optimizer), out_shardings=state_sharding
-            )
-            state = init()
+            state = training.init()
             if config.init or config.init_image or config.init_text:
                 params, lines = start_params(config, tokenizer, state.params)
-                state = jax.device_put(start_from(state, params), state_sharding)
+                shardings = jax.tree.map(lambda x: x.sharding, training.state)
+                state = jax.device_put(start_from(state, params), shardings)
                 say(*lines)
 
         def report(step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
@@ -169,7 +157,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
             stopped = False
             while step < total_steps and not stopped:
                 batch, on_device = ahead or fetch(train_input, mesh, progress)
-                state, metrics = train_step(state, on_device)
+                state, metrics = training.step(state, on_device)
                 step += 1
                 if unread:
                     report(*unread)
@@ -204,7 +192,7 @@ def fetch(
     mesh: Mesh,
     progress: Progress,
     running: dict[str, jax.Array] | None = None,
-) -> tuple[Batch, dict[str, jax.Array]]:
+) -> tuple[Batch, StepBatch]:
     """The next batch, on the host and on its way to the devices.
 
     Args:
@@ -214,7 +202,7 @@ def fetch(
     batch = next(train_input)
     if running is None or running["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
         progress.waited(time.perf_counter() - start)
-    return batch, put_batch({key: batch[key] for key in ("image", "tokens")}, mesh)
+    return batch, put_batch(step_batch(batch), mesh)
 
 
 def stop_at_nonfinite(

@@ -1,21 +1,35 @@
-"""The state of training and the one function that advances it."""
+"""The state of training and the one function that advances it.
+
+Shape letters: B pairs of the batch, S image size, T context length, E embedding, K kinds of label.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.config import TrainConfig
-from jaxclip.losses import LOSSES
+from jaxclip.data.pipeline import Batch
+from jaxclip.losses import RELATIONS, make_loss
 from jaxclip.models import clip
-from jaxclip.optimizer import frozen_mask, update_ema
-from jaxclip.sharding import use_mesh
+from jaxclip.optimizer import frozen_mask, make_optimizer, update_ema
+from jaxclip.pairwise import Relations, share_of_pairs
+from jaxclip.sharding import (
+    batch_sharding,
+    from_parts,
+    split_batch,
+    to_parts,
+    tree_sharding,
+    use_mesh,
+)
 
 Metrics = dict[str, jax.Array]
+StepBatch = dict[str, Any]  # see step_batch
 
 
 @flax.struct.dataclass
@@ -26,6 +40,38 @@ class TrainState:
     params: clip.Params
     opt_state: Any
     ema_params: clip.Params | None  # None: no average is kept
+
+
+class Training(NamedTuple):
+    """Initialisation and step, jitted for a mesh."""
+
+    state: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    init: Callable[[], TrainState]  # from config.seed alone
+    step: Any  # (state, batch) -> (state, metrics), jitted; gives the state's memory to the new one
+
+
+def make_training(
+    config: TrainConfig, inputs: clip.Inputs, schedule: optax.Schedule, mesh: Mesh
+) -> Training:
+    """Raises ValueError for a pattern of config.optimizer that matches no parameter."""
+    params = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
+    optimizer = make_optimizer(config.optimizer, schedule, params)
+
+    def init() -> TrainState:
+        return init_state(config, inputs, optimizer)
+
+    shapes = jax.eval_shape(init)
+    sharding = tree_sharding(shapes, mesh)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding
+    )
+    step = jax.jit(
+        make_train_step(config, inputs, optimizer, schedule, mesh),
+        in_shardings=(sharding, batch_sharding(mesh)),
+        out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+    return Training(state, jax.jit(init, out_shardings=sharding), step)
 
 
 def init_state(
@@ -44,34 +90,68 @@ def start_from(state: TrainState, params: clip.Params) -> TrainState:
     return TrainState(state.step, params, state.opt_state, ema_params)
 
 
+def step_batch(batch: Batch) -> StepBatch:
+    """What the step takes of a batch of the input.
+
+    {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T], "relations": {"same_article": int32
+    [B, 2], ..., "labels": float32 [B, K], rows of norm 1 or 0}}; labels where the data has some.
+    """
+    relations = {}
+    for name in RELATIONS:
+        key = name.removeprefix("same_") + "_id"
+        if key in batch:  # 64 bits in two words, as the device's integers have 32
+            relations[name] = np.ascontiguousarray(batch[key]).view(np.int32).reshape(-1, 2)
+    if "labels" in batch:
+        norm_B1 = np.sqrt(batch["labels"].sum(axis=1, keepdims=True, dtype=np.float32))
+        relations["labels"] = batch["labels"] / np.maximum(norm_B1, 1)
+    return {"image": batch["image"], "tokens": batch["tokens"], "relations": relations}
+
+
 def make_train_step(
     config: TrainConfig,
     inputs: clip.Inputs,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
-    A batch is {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T]}. The metrics are scalars of
-    this step, before its update: loss (nats a pair), grad_norm, learning_rate, logit_scale and
-    logit_bias.
+    The metrics are scalars of this step, before its update: loss (nats a pair), grad_norm,
+    learning_rate, logit_scale, logit_bias, and for each relation that the batch has, as
+    "pairs_same_article", the share of the pairs of different rows that are so related.
 
     Args:
       mesh: keeps the activations split over its data x fsdp; without it, GSPMD splits as it likes.
     """
-    loss_fn = LOSSES[config.loss.name]
+    loss_fn = make_loss(config.loss, mesh)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def by_contrastive_batch(tree):
+        """[B, ...] -> [batches, pairs that are contrasted with each other, ...]"""
+        size = config.contrasted
+        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+    def contrast(params: clip.Params, image_BE, text_BE, relations: Relations) -> jax.Array:
+        """The mean loss of the contrastive batches."""
+        scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
+
+        def one(batch):
+            image_BE, text_BE, relations = jax.tree.map(split_batch, batch)
+            return loss_fn(image_BE, text_BE, scale, bias, relations)
+
+        batches = by_contrastive_batch((image_BE, text_BE, relations))
+        if len(batches[0]) == 1:
+            return loss_fn(image_BE, text_BE, scale, bias, relations)
+        return jnp.mean(jax.lax.map(one, batches))
+
+    def train_step(state: TrainState, batch: StepBatch) -> tuple[TrainState, Metrics]:
         frozen = frozen_mask(config.optimizer, state.params)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_of(params):
             # XLA drops the backward pass of what is frozen
             params = jax.tree.map(lambda f, p: jax.lax.stop_gradient(p) if f else p, frozen, params)
-            image_BE, text_BE = clip.apply(config.model, inputs, params, batch, key)
-            scale = jnp.exp(params["logit_scale"])
-            return loss_fn(image_BE, text_BE, scale, params["logit_bias"])
+            embeddings = embed(config, inputs, params, batch, key)
+            return contrast(params, *embeddings, batch["relations"])
 
         with use_mesh(mesh):
             loss, grads = jax.value_and_grad(loss_of)(state.params)
@@ -90,6 +170,48 @@ def make_train_step(
             "logit_scale": jnp.exp(state.params["logit_scale"]),
             "logit_bias": state.params["logit_bias"],
         }
+        for name, ids in by_contrastive_batch(batch["relations"]).items():
+            if name in RELATIONS:
+                metrics[f"pairs_{name}"] = jnp.mean(jax.vmap(share_of_pairs)(ids))
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return train_step
+
+
+def embed(
+    config: TrainConfig, inputs: clip.Inputs, params: clip.Params, batch: StepBatch, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Both embeddings [B, E] of a batch, with the memory of a micro-batch's activations.
+
+    The gradients are exact, whatever the micro-batches: the towers are run on one after the other,
+    of which only the embeddings are kept; the loss sees all of these; and in the backward pass each
+    micro-batch is run again, with the dropout masks that it had, and takes its part of the
+    gradient. (Gradient cache: Gao et al. 2021, arXiv:2101.06983, by rematerialisation.)
+    """
+
+    def encode(part):
+        pairs, rows_B = part
+        return clip.apply(config.model, inputs, params, pairs, key, rows_B)
+
+    pairs = {name: batch[name] for name in ("image", "tokens")}
+    B = len(pairs["image"])
+    whole = pairs, jnp.arange(B)
+    num_parts = B // (config.micro_batch_size or B)
+    if num_parts == 1:
+        return encode(whole)
+    parts = jax.tree.map(lambda x: to_parts(x, num_parts), whole)
+    embeddings = jax.lax.map(jax.checkpoint(encode, prevent_cse=False), parts)
+    image_BE, text_BE = jax.tree.map(from_parts, embeddings)
+    return image_BE, text_BE
+
+
+def train_flops_per_pair(config: TrainConfig, inputs: clip.Inputs, params: clip.Params) -> float:
+    """Matrix-product FLOPs of the model, of one pair in one step; not of what is computed twice.
+
+    The backward pass costs two forward passes; a frozen tower has none.
+    """
+    frozen = frozen_mask(config.optimizer, params)
+    return sum(
+        flops * (1 if all(jax.tree.leaves(frozen[tower])) else 3)
+        for tower, flops in clip.flops_per_pair(config.model, inputs).items()
+    )

@@ -144,6 +144,8 @@ def describe(
         f"{train_flops_per_pair / 1e9:.2f} GFLOP a pair and step",
         f"Run: {total_steps:,} steps of {config.batch_size:,} pairs = {samples:,} samples seen; "
         f"loss {config.loss.name}; optimizer {config.optimizer.name}",
+        f"Batches: optimizer {config.batch_size:,}, contrastive {config.contrasted:,}, "
+        f"in memory {config.micro_batch_size or config.batch_size:,} pairs at a time",
     ]
 
 
@@ -154,12 +156,17 @@ def summarize(workdir: epath.Path, config: TrainConfig, step: int) -> str:
     scores = {k: v for k, v in score_dicts[-1].items() if k != "step"} if score_dicts else {}
     rates = [line["pairs_per_second"] for line in train_lines if "pairs_per_second" in line]
     tail = [line["loss"] for line in train_lines[-20:]]
-    chance = f" (chance {np.log(config.batch_size):.4f})" if config.loss.name == "softmax" else ""
+    chance = (
+        f" (chance {np.log(config.contrasted):.4f})"
+        if config.loss.name == "softmax" and not config.loss.ignore
+        else ""
+    )
     text = "\n".join(
         [
             f"# Run {workdir.name}",
             "",
             f"Finished: {step:,} steps, {step * config.batch_size:,} samples seen.",
+            f"Batches: optimizer {config.batch_size:,}, contrastive {config.contrasted:,} pairs.",
             f"Loss: {train_lines[0]['loss']:.4f} at first, {np.mean(tail):.4f} in the mean of the "
             f"last {len(tail)} steps{chance}.",
             f"Speed: {np.median(rates):,.0f} pairs/s (median).",

@@ -1,9 +1,13 @@
 """Which device holds what, by the rule table, on meshes of eight devices."""
 
 import dataclasses
+import importlib.util
 import math
+import os
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -13,7 +17,16 @@ from jaxclip.models.layers import TransformerConfig
 from jaxclip.models.text import siglip_text
 from jaxclip.models.vit import ViTConfig, vit
 from jaxclip.optimizer import OptimizerConfig, make_optimizer, param_paths
-from jaxclip.sharding import ShardingConfig, check_batch, make_mesh, tree_sharding
+from jaxclip.sharding import (
+    ShardingConfig,
+    check_batch,
+    from_parts,
+    initialize_distributed,
+    make_mesh,
+    to_parts,
+    tree_sharding,
+    use_mesh,
+)
 
 INPUTS = clip.Inputs(
     image_size=224, mean=(0,), std=(1,), vocab_size=49_408, context_length=77, pad_id=0, eos_id=1
@@ -144,6 +157,65 @@ def test_one_axis_takes_what_is_left():
 
 
 def test_batch_must_divide():
-    check_batch(16, mesh_of(2, 2, 2))
-    with pytest.raises(ValueError, match=r"batch_size \(6\) must divide by .*fsdp \(4\)"):
-        check_batch(6, mesh_of(2, 2, 2))
+    check_batch(mesh_of(2, 2, 2), batch_size=16, micro_batch_size=0)
+    with pytest.raises(ValueError, match=r"micro_batch_size \(6\) must divide by .*fsdp \(4\)"):
+        check_batch(mesh_of(2, 2, 2), batch_size=12, micro_batch_size=6)
+
+
+@pytest.mark.parametrize(
+    ("env", "device_files", "libtpu", "expected"),
+    [
+        ({}, (), True, "one process"),
+        ({"COORDINATOR_ADDRESS": "h:1", "NUM_PROCESSES": "4", "PROCESS_ID": "2"}, (), True, "h:1"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "77"}, (), True, "SLURM job 77"),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, (), True, "one process"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (), True, "TPU slice"),
+        ({}, ("/dev/accel0",), True, "TPU slice"),
+        ({}, ("/dev/vfio/0",), True, "TPU slice"),
+        ({}, ("/dev/accel0",), False, "one process"),  # jax cannot use it
+        ({"JAX_PLATFORMS": "cpu"}, ("/dev/accel0",), True, "one process"),  # jax may not
+    ],
+)
+def test_start_up_by_what_the_machine_says(env, device_files, libtpu, expected, monkeypatch):
+    for name in ("JAX_PLATFORMS", "COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os.path, "exists", lambda path: path in device_files)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: libtpu or None)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    assert expected in initialize_distributed()
+    assert calls == ([] if expected == "one process" else [("h:1", 4, 2)] if env.get("PROCESS_ID")
+                     else [()])  # fmt: skip
+
+
+def test_a_coordinator_alone_is_not_enough(monkeypatch):
+    monkeypatch.setenv("COORDINATOR_ADDRESS", "h:1")
+    with pytest.raises(ValueError, match=r"\(h:1\) is set, so NUM_PROCESSES and PROCESS_ID must"):
+        initialize_distributed()
+
+
+def test_a_tpu_without_a_slice_is_one_process(monkeypatch):
+    def initialize():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    assert initialize_distributed() == "one process"
+
+
+def test_parts_hold_rows_of_every_device_and_go_back_in_order():
+    x = jnp.arange(48).reshape(24, 2)
+    for mesh in (None, mesh_of(2, 2, 2)):
+
+        def there_and_back(x, mesh=mesh):
+            with use_mesh(mesh):
+                parts = to_parts(x, 3)
+                return parts, from_parts(parts)
+
+        parts, back = jax.jit(there_and_back)(x)
+        assert parts.shape == (3, 8, 2)
+        np.testing.assert_array_equal(back, x)
+    # of each of 4 x 6 rows the second two
+    assert parts[1, :, 0].tolist() == [4, 6, 16, 18, 28, 30, 40, 42]

@@ -11,11 +11,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from jaxclip.checkpoint import Checkpoints
 from jaxclip.command import EXIT_PREEMPTED, EXIT_USER_ERROR
 from jaxclip.data.record import Dataset
-from jaxclip.train import train
+from jaxclip.metrics import Progress
+from jaxclip.sharding import ShardingConfig, make_mesh
+from jaxclip.train import StopSignal, fetch, train
 from tests import tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +143,38 @@ def test_sigterm_saves_and_exits_with_its_own_code(undisturbed, tiny_dataset, tm
     out, _ = finish(start(tiny_dataset, workdir))
     assert f"Resumed from step {saved}," in out
     assert losses(workdir) == losses(undisturbed[0])
+    starts = json.loads((workdir / "run.json").read_text())["starts"]
+    assert len(starts) == 2 and "--config.checkpoint.every=1000" in starts[0]["command"]
+
+
+def test_sigterm_saves_before_it_evaluates(tiny_dataset, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(StopSignal, "requested", lambda self, step: step == 2)
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *_: done.append(f"save {step}"))
+    monkeypatch.setattr(
+        "jaxclip.train.make_evaluate", lambda *_: lambda params: done.append("evaluate") or {}
+    )
+    config = tiny_config.get_config()
+    config.data.path, config.eval.every = (str(tiny_dataset),), 2
+    assert not train(config, tmp_path / "run")
+    assert done == ["save 2", "evaluate"]
+
+
+def test_waiting_for_data_counts_only_while_the_devices_are_idle():
+    class Running:
+        def __init__(self, ready):
+            self.ready = ready
+
+        def is_ready(self):
+            return self.ready
+
+    rows = {"image": np.zeros((8, 2, 2, 3), np.uint8), "tokens": np.zeros((8, 3), np.int32)}
+    mesh = make_mesh(ShardingConfig(), jax.devices()[:8])
+    for running, counted in ((None, True), ({"loss": Running(True)}, True),
+                             ({"loss": Running(False)}, False)):  # fmt: skip
+        progress = Progress(total_steps=1, batch_size=8, train_flops_per_pair=1.0)
+        fetch(iter([rows]), mesh, progress, running)
+        assert (progress.rates(1)["data_wait_share"] > 0) == counted
 
 
 def test_two_processes_save_and_one_resumes(undisturbed, tiny_dataset, tmp_path):
@@ -171,9 +208,10 @@ def test_two_processes_save_and_one_resumes(undisturbed, tiny_dataset, tmp_path)
     assert losses(workdir) == pytest.approx(losses(undisturbed[0]), rel=2e-4)
 
 
-def test_evaluate_gives_the_scores_of_training(undisturbed):
+def test_evaluate_gives_the_scores_of_training_on_other_devices(undisturbed):
     workdir, _ = undisturbed
-    finish(start(None, workdir, "--split=validation", program="jaxclip.evaluate"))
+    # 3 devices: batches of 16 rows become 18
+    finish(start(None, workdir, "--split=validation", program="jaxclip.evaluate", devices=3))
     found = json.loads((workdir / "scores_validation.json").read_text())
     assert found == pytest.approx(scores(workdir)[STEPS], abs=1e-6)
 

@@ -6,24 +6,32 @@ Shape letters: B pairs, T context length, S image size.
 import copy
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxclip.config import TrainConfig
+from jaxclip.losses import LossConfig, make_loss
 from jaxclip.models import clip
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.layers import TransformerConfig
 from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import make_optimizer
-from jaxclip.sharding import ShardingConfig, batch_sharding, make_mesh, put_batch, tree_sharding
-from jaxclip.train_step import TrainState, init_state, make_train_step
+from jaxclip.sharding import ShardingConfig, make_mesh, put_batch, tree_sharding
+from jaxclip.train_step import (
+    TrainState,
+    init_state,
+    make_train_step,
+    make_training,
+    step_batch,
+)
 
 B, T, S = 16, 5, 8
 INPUTS = clip.Inputs(
@@ -54,7 +62,9 @@ def batch(rows=B, seed=0):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 24, (rows, T)).astype(np.int32)
     tokens[:, -1] = 1
-    return {"image": rng.integers(0, 256, (rows, S, S, 3)).astype(np.uint8), "tokens": tokens}
+    image = rng.integers(0, 256, (rows, S, S, 3)).astype(np.uint8)
+    ids = {f"{name}_id": rng.integers(0, 4, rows) << 32 for name in ("article", "figure")}
+    return step_batch({"image": image, "tokens": tokens, **ids})
 
 
 @dataclasses.dataclass
@@ -99,6 +109,7 @@ def make_step(config, sizes=(1, 1, 1), rows=B) -> Step:
     mesh = make_mesh(
         ShardingConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
     )
+    training = make_training(config, INPUTS, learning_rate, mesh)
     params = initial_params() | {"logit_bias": np.float32(config.model.init_logit_bias)}
     optimizer = make_optimizer(config.optimizer, learning_rate, params)
     state = TrainState(
@@ -107,14 +118,8 @@ def make_step(config, sizes=(1, 1, 1), rows=B) -> Step:
         opt_state=jax.device_get(optimizer.init(params)),
         ema_params=params if config.optimizer.ema_decay else None,
     )
-    sharding = tree_sharding(state, mesh)
-    jitted = jax.jit(
-        make_train_step(config, INPUTS, optimizer, learning_rate, mesh),
-        in_shardings=(sharding, batch_sharding(mesh)),
-        out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
-    return Step(jitted, state, sharding, mesh, rows)
+    sharding = jax.tree.map(lambda x: x.sharding, training.state)
+    return Step(training.step, state, sharding, mesh, rows)
 
 
 def run(step: Step, steps=5):
@@ -153,6 +158,82 @@ def test_every_mesh_trains_the_same_model(sizes, history):
     assert_trees_close(params[-1], history[1][-1], atol=2e-5)
     if sizes[1] > 1:
         check_that_parameters_travel_rather_than_activations(step.compiled.as_text())
+
+
+KEEP_GRADIENTS = optax.GradientTransformation(  # as its state; the parameters stay
+    lambda params: params, lambda grads, _, params: (jax.tree.map(jnp.zeros_like, params), grads)
+)
+
+
+@functools.cache
+def gradients(loss="softmax", sizes=(1, 1, 1), **fields):
+    """Loss and gradient of one batch, with dropout and patch dropout."""
+    config = dataclasses.replace(RANDOM, **fields)
+    ring = math.prod(sizes) > 1
+    config.loss = LossConfig(name=loss, implementation="ring" if ring else "dense", chunk_rows=3)
+    mesh = make_mesh(
+        ShardingConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
+        jax.devices()[: math.prod(sizes)],
+    )
+    step = make_train_step(config, INPUTS, KEEP_GRADIENTS, learning_rate, mesh)
+    params = initial_params()
+    state = TrainState(np.int32(0), params, params, params)
+    state = jax.device_put(state, tree_sharding(state, mesh))
+    rows = put_batch(batch(), mesh)
+    state, metrics = jax.jit(step).lower(state, rows).compile(COMPILER)(state, rows)
+    return jax.device_get((metrics["loss"], state.opt_state))
+
+
+def assert_gradients_close(found, expected):
+    """Within 1e-5 of each parameter's; but the keys' biases have none, only rounding."""
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-6 * largest)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sizes", "micro_batch_size"),
+    [
+        ("softmax", (1, 1, 1), 2),
+        ("sigmoid", (1, 1, 1), 4),
+        ("sigmoid", (2, 4, 1), 8),
+        ("softmax", (2, 2, 2), 4),
+    ],
+)
+def test_micro_batches_have_the_gradient_of_the_whole(loss, sizes, micro_batch_size):
+    whole_loss, whole = gradients(loss)
+    found_loss, found = gradients(loss, sizes, micro_batch_size=micro_batch_size)
+    np.testing.assert_allclose(found_loss, whole_loss, rtol=2e-6)
+    assert found["logit_scale"] != 0  # once, not once a part; and the bias likewise
+    assert_gradients_close(found, whole)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)])
+def test_contrastive_batches_are_rows_in_order(sizes):
+    found_loss, found = gradients("softmax", sizes, contrastive_batch_size=8)
+    config = copy.deepcopy(RANDOM)
+    rows, key = batch(), jax.random.fold_in(jax.random.key(config.seed), 0)
+
+    def two_halves(params):
+        image_BE, text_BE = clip.apply(config.model, INPUTS, params, rows, key)
+        losses = [
+            make_loss(LossConfig())(
+                image_BE[half], text_BE[half], jnp.exp(params["logit_scale"]), 0
+            )
+            for half in (slice(8), slice(8, 16))
+        ]
+        return sum(losses) / 2
+
+    expected_loss, expected = jax.jit(jax.value_and_grad(two_halves))(initial_params())
+    np.testing.assert_allclose(found_loss, expected_loss, rtol=2e-6)
+    assert_gradients_close(found, expected)
+
+
+def test_related_pairs_are_counted(history):
+    for metrics, seed in zip(history[0], range(5), strict=True):
+        for name, ids in batch(seed=seed)["relations"].items():
+            same = (ids[:, None] == ids[None]).all(-1).sum() - B
+            np.testing.assert_allclose(metrics[f"pairs_{name}"], same / (B * (B - 1)), rtol=1e-6)
 
 
 def assert_trees_close(found, expected, atol):
@@ -228,6 +309,7 @@ def test_frozen_tower_stays_bitwise_and_costs_no_backward_pass(one_device):
 def test_learns_one_batch_by_heart(loss, bias):
     config = make_config(weight_decay=0.0)
     config.loss.name, config.model.init_logit_bias = loss, bias
+    config.batch_size = 8
     config.loss.max_logit_scale = 20.0
     step = make_step(config, rows=8)
     state, first = step(step.fresh(), batch(rows=8))

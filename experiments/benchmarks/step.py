@@ -33,16 +33,15 @@ from jaxclip.config import TrainConfig, check_types, to_dict
 from jaxclip.data.record import write_atomically
 from jaxclip.metrics import PEAK_FLOPS
 from jaxclip.models import clip
-from jaxclip.optimizer import make_optimizer, make_schedule
+from jaxclip.optimizer import make_schedule
 from jaxclip.sharding import (
     AXES,
     batch_sharding,
     check_batch,
     initialize_distributed,
     make_mesh,
-    tree_sharding,
 )
-from jaxclip.train_step import init_state, make_train_step
+from jaxclip.train_step import StepBatch, make_training
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 TOTAL_STEPS = 1_000_000  # of the schedule: room for any warm-up and cooldown
@@ -76,7 +75,7 @@ def benchmark(config: TrainConfig, vocab_size: int, steps: int, repeats: int) ->
     for part in (config.loss, config.optimizer):
         part.validate()
     mesh = make_mesh(config.sharding)
-    check_batch(config.batch_size, mesh)
+    check_batch(mesh, batch_size=config.batch_size, micro_batch_size=config.micro_batch_size)
     image = config.data.image
     inputs = clip.Inputs(
         image_size=image.size, mean=image.mean, std=image.std, vocab_size=vocab_size,
@@ -131,7 +130,7 @@ def benchmark(config: TrainConfig, vocab_size: int, steps: int, repeats: int) ->
     }
 
 
-def synthetic_batch(inputs: clip.Inputs, batch_size: int, mesh: Mesh) -> dict[str, jax.Array]:
+def synthetic_batch(inputs: clip.Inputs, batch_size: int, mesh: Mesh) -> StepBatch:
     """Noise for images; texts of every length."""
 
     def draw():
@@ -144,36 +143,27 @@ def synthetic_batch(inputs: clip.Inputs, batch_size: int, mesh: Mesh) -> dict[st
         return {
             "image": jax.random.bits(keys[2], (batch_size, S, S, 3), jnp.uint8),
             "tokens": jnp.where(place > end, inputs.pad_id, tokens),
+            "relations": {},
         }
 
     return jax.jit(draw, out_shardings=batch_sharding(mesh))()
 
 
 def compile_step(
-    config: TrainConfig, inputs: clip.Inputs, mesh: Mesh, batch: dict[str, jax.Array]
+    config: TrainConfig, inputs: clip.Inputs, mesh: Mesh, batch: StepBatch
 ) -> tuple[jax.stages.Compiled, Any, dict[str, float]]:
     """The step as jaxclip.train compiles it, a fresh state, and seconds to trace and to compile."""
-    params = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
     schedule = make_schedule(
         config.optimizer, batch_size=config.batch_size, samples_per_epoch=1000 * config.batch_size,
         total_steps=TOTAL_STEPS,
     )  # fmt: skip
-    optimizer = make_optimizer(config.optimizer, schedule, params)
-    shapes = jax.eval_shape(lambda: init_state(config, inputs, optimizer))
-    sharding = tree_sharding(shapes, mesh)
-    step = jax.jit(
-        make_train_step(config, inputs, optimizer, schedule, mesh),
-        in_shardings=(sharding, batch_sharding(mesh)),
-        out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
+    training = make_training(config, inputs, schedule, mesh)
     start = time.perf_counter()
-    lowered = step.lower(shapes, batch)
+    lowered = training.step.lower(training.state, batch)
     traced = time.perf_counter()
     compiled = lowered.compile()
     seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
-    state = jax.jit(lambda: init_state(config, inputs, optimizer), out_shardings=sharding)()
-    return compiled, state, seconds
+    return compiled, training.init(), seconds
 
 
 def make_limit(

@@ -9,23 +9,23 @@ resumed with others of them, from "the next sample is number i". Imports no jax.
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import grain
 import numpy as np
-from grain.experimental import index_shuffle
 
 from jaxclip.data.image import ImageConfig, ImageError, eval_image, train_image
+from jaxclip.data.order import Ref, TrainSamples
 from jaxclip.data.record import Dataset, Record, hash64
 from jaxclip.data.text import TextPolicy, Tokenizer, TokenizerConfig, choose_text
 
 MAX_CHUNK = 64  # samples that one thread turns into a piece of a batch
+MAX_LABELS = 1024  # kinds, as each row of a batch has a number for each
+IDS = ("article_id", "figure_id", "image_id", "caption_id")
 Batch = dict[str, np.ndarray]
 
 
@@ -35,6 +35,8 @@ class DataConfig:
 
     path: tuple[str, ...] = ()  # datasets, mixed: --config.data.path=A --config.data.path=B
     weights: tuple[float, ...] = ()  # share of the samples from each; (): by their sizes
+    label: str = ""  # metadata column with each record's label or list of labels; for losses that
+    # know of classes
     text: TextPolicy = dataclasses.field(default_factory=TextPolicy)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
@@ -70,6 +72,7 @@ class Source:
     positions: np.ndarray  # int64 [N]
     weight: float  # share of the samples; the sources' weights sum to 1
     without_text: int  # records of the split that were left out: no text in the policy's fields
+    labels: np.ndarray | None = None  # bool [records of the dataset, kinds of label in all sources]
 
 
 def open_sources(config: DataConfig, split: str) -> list[Source]:
@@ -95,7 +98,28 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
     weights = config.weights or [source.weight for source in sources]
     for source, weight in zip(sources, weights, strict=True):
         source.weight = weight / sum(weights)
+    if config.label:
+        _read_labels(sources, config.label)
     return sources
+
+
+def _read_labels(sources: Sequence[Source], column: str) -> None:
+    """Sets source.labels from a column of strings or numbers, or lists of them; null: no label."""
+    values = [source.dataset.columns([column])[column].to_pylist() for source in sources]
+    lists = [
+        [v if isinstance(v, list) else [] if v is None or v == "" else [v] for v in column_values]
+        for column_values in values
+    ]
+    kinds = {kind: i for i, kind in enumerate(sorted({k for of in lists for v in of for k in v}))}
+    if not 1 <= len(kinds) <= MAX_LABELS:
+        raise ValueError(
+            f"data.label ({column!r}) has {len(kinds)} kinds of label; there must be at least 1 "
+            f"and at most {MAX_LABELS}. Name a column of classes."
+        )
+    for source, of_source in zip(sources, lists, strict=True):
+        source.labels = np.zeros((len(of_source), len(kinds)), bool)
+        for row, labels in zip(source.labels, of_source, strict=True):
+            row[[kinds[label] for label in labels]] = True
 
 
 def num_cores() -> int:
@@ -103,62 +127,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _Ref(NamedTuple):
-    """One sample, not yet read."""
-
-    source: int
-    epoch: int
-    position: int
-
-
-class _TrainSamples:
-    """The endless sequence of a run: `samples[i] -> _Ref`.
-
-    Each source is in a new order every epoch. The sources are mixed in even strides: of the first
-    n samples each has its share of n, rounded, so those with weights by size end their epochs
-    together (grain's mix rounds weights to hundredths of the smallest).
-    """
-
-    def __init__(self, sources: Sequence[Source], seed: int):
-        self.positions = [source.positions for source in sources]
-        self.seeds = [
-            int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in range(len(sources))
-        ]
-        weights = [source.weight for source in sources]
-        self.shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> _Ref:
-        source, index = self._mix(index)
-        positions = self.positions[source]
-        epoch, index = divmod(index, len(positions))
-        seed = (self.seeds[source] + epoch) % 2**32
-        return _Ref(source, epoch, int(positions[_shuffled(index, len(positions), seed)]))
-
-    def _mix(self, index: int) -> tuple[int, int]:
-        """Number in the mixture -> (source, number among the samples of the source)."""
-        for source, share in enumerate(self.shares):  # of what the sources before leave over
-            before = math.floor(index * share + 0.5)
-            if math.floor((index + 1) * share + 0.5) > before:
-                return source, before
-            index -= before
-        raise AssertionError("the last share is 1")
-
-
-def _shuffled(index: int, length: int, seed: int) -> int:
-    if length < 2**16:  # of fewer places index_shuffle goes through 2**16, a millisecond for 20
-        return int(_permutation(length, seed)[index])
-    return index_shuffle(index, max_index=length - 1, seed=seed, rounds=4)
-
-
-@functools.lru_cache(maxsize=64)
-def _permutation(length: int, seed: int) -> np.ndarray:
-    # raw bits: NumPy promises them for good, and not its own permutations
-    return np.argsort(np.random.Philox(key=seed).random_raw(length), kind="stable")
 
 
 class _EvalSamples:
@@ -170,16 +138,18 @@ class _EvalSamples:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> _Ref:
-        return _Ref(0, 0, int(self.positions[index]))
+    def __getitem__(self, index: int) -> Ref:
+        return Ref(0, 0, int(self.positions[index]))
 
 
 class _Load:
     """Refs -> a batch of them, made in one thread.
 
-    {"image": uint8 [n, S, S, 3], "tokens": int32 [n, T], "source": int64 [n], "record": int64 [n]};
-    with seed None, as in evaluation: the one central crop and text, and also "image_id" and
-    "caption_id", int64 hashes that are equal where the image bytes or the captions are.
+    {"image": uint8 [n, S, S, 3], "tokens": int32 [n, T], "source": int64 [n], "record": int64 [n]},
+    and for each of IDS int64 [n], hashes that are equal in rows with the same article, figure,
+    image bytes or text. A record that does not say its article or figure is alone in it. With
+    labels: bool [n, kinds] and "label_id", equal where all labels are. With seed None, as in
+    evaluation: the one central crop and text.
     """
 
     def __init__(
@@ -190,6 +160,7 @@ class _Load:
         seed: int | None,
     ):
         self.datasets = [source.dataset for source in sources]
+        self.labels = [source.labels for source in sources]
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         # Arrays to be filled anew: memory fresh from the system is zeroed first, 50 us a pair.
         self.spare: collections.deque[Batch] = collections.deque()
@@ -197,13 +168,16 @@ class _Load:
     def empty(self, rows: int) -> Batch:
         """Arrays of so many rows, to be filled."""
         size = self.config.image.size
-        ids = ("source", "record") + (("image_id", "caption_id") if self.seed is None else ())
-        return {
+        batch = {
             "image": np.empty((rows, size, size, 3), np.uint8),
             "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
-        } | {name: np.empty(rows, np.int64) for name in ids}
+        } | {name: np.empty(rows, np.int64) for name in ("source", "record", *IDS)}
+        if self.labels[0] is not None:
+            batch["label_id"] = np.empty(rows, np.int64)
+            batch["labels"] = np.empty((rows, self.labels[0].shape[1]), bool)
+        return batch
 
-    def __call__(self, refs: Sequence[_Ref]) -> Batch:
+    def __call__(self, refs: Sequence[Ref]) -> Batch:
         # Stage by stage, not record by record: decoding a picture empties the processor's caches,
         # and each of the small steps takes three times as long right after it.
         records = [self.datasets[ref.source][ref.position] for ref in refs]
@@ -221,15 +195,34 @@ class _Load:
         batch["tokens"][:] = self.tokenizer.encode(texts)
         batch["source"][:] = [ref.source for ref in refs]
         batch["record"][:] = [ref.position for ref in refs]
-        if self.seed is None:
-            batch["image_id"][:] = [hash64(record.image_sha256) for record in records]
-            batch["caption_id"][:] = [hash64(text) for text in texts]
+        for row, ids in enumerate(map(self._ids, refs, records, texts)):
+            for name, number in ids.items():
+                batch[name][row] = number
+        if "labels" in batch:
+            batch["labels"][:] = [self._labels(ref) for ref in refs]
         return batch
 
-    def _rng(self, ref: _Ref) -> np.random.Generator | None:
+    def _ids(self, ref: Ref, record: Record, text: str) -> dict[str, int]:
+        itself = f"{self.datasets[ref.source].content_hash}/{ref.position}"
+        article, figure = record.article_id, record.figure_id
+        ids = {
+            "article_id": hash64(article or itself),
+            "figure_id": hash64(f"{article}/{figure}" if figure else itself),
+            "image_id": hash64(record.image_sha256),
+            "caption_id": hash64(text),
+        }
+        if (labels := self._labels(ref)) is not None:
+            ids["label_id"] = hash64(labels.tobytes() if labels.any() else itself)
+        return ids
+
+    def _labels(self, ref: Ref) -> np.ndarray | None:
+        labels = self.labels[ref.source]
+        return None if labels is None else labels[ref.position]
+
+    def _rng(self, ref: Ref) -> np.random.Generator | None:
         return None if self.seed is None else np.random.default_rng((self.seed, *ref))
 
-    def _image(self, ref: _Ref, record: Record, rng: np.random.Generator | None) -> np.ndarray:
+    def _image(self, ref: Ref, record: Record, rng: np.random.Generator | None) -> np.ndarray:
         try:
             if rng is None:
                 return eval_image(record.image, self.config.image)
@@ -251,7 +244,7 @@ class _Chunks:
 
     def __init__(
         self,
-        samples: _TrainSamples | _EvalSamples,
+        samples: TrainSamples | _EvalSamples,
         load: _Load,
         *,
         batch_size: int,
@@ -329,7 +322,7 @@ class TrainInput:
         self.batch_size = batch_size
         self._num_workers = config.num_workers
         self._chunks = _Chunks(
-            _TrainSamples(sources, seed),
+            TrainSamples([s.positions for s in sources], [s.weight for s in sources], seed),
             _Load(sources, config, tokenizer, seed),
             batch_size=batch_size,
             host=host,

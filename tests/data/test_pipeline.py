@@ -10,11 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from jaxclip.data import pipeline
+from jaxclip.data import order, pipeline
 from jaxclip.data.image import ImageConfig, eval_image
 from jaxclip.data.pipeline import DataConfig, TrainInput, eval_batches, open_sources
 from jaxclip.data.record import Dataset, Example, Record, finish_dataset, hash64, write_shard
 from jaxclip.data.text import TextPolicy, TokenizerConfig, load_tokenizer
+from jaxclip.train_step import step_batch
 
 IMAGE = ImageConfig(size=16, crop_scale=(0.3, 1.0), flip_probability=0.5, brightness=0.3)
 TEXT = TextPolicy(
@@ -91,7 +92,7 @@ def test_batch_has_the_documented_arrays(reference):
         "tokens": ((120, 12), "int32"),
         "source": ((120,), "int64"),
         "record": ((120,), "int64"),
-    }
+    } | {f"{name}_id": ((120,), "int64") for name in ("article", "figure", "image", "caption")}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_resumed_stream_goes_on_exactly(config, tokenizer, reference, next_sampl
 @pytest.mark.parametrize("length", [1, 2, 1000, 2**16 - 1, 2**16, 70_000])
 def test_shuffle_is_a_permutation(length):
     first, second = (
-        np.array([pipeline._shuffled(i, length, seed) for i in range(length)]) for seed in (5, 6)
+        np.array([order._shuffled(i, length, seed) for i in range(length)]) for seed in (5, 6)
     )
     assert np.array_equal(np.sort(first), np.arange(length))
     if length >= 1000:
@@ -246,7 +247,8 @@ def one_record_dataset(tmp_path_factory) -> str:
 
 
 def mixed_refs(config, count):
-    samples = pipeline._TrainSamples(open_sources(config, "train"), SEED)
+    sources = open_sources(config, "train")
+    samples = order.TrainSamples([s.positions for s in sources], [s.weight for s in sources], SEED)
     return [samples[i] for i in range(count)]
 
 
@@ -362,6 +364,41 @@ def test_equal_images_and_captions_have_equal_ids(tmp_path, tokenizer):
     image_id, caption_id = batch["image_id"], batch["caption_id"]
     assert (image_id[0] == image_id[1]) and (image_id[0] != image_id[2])
     assert (caption_id[0] == caption_id[2]) and (caption_id[0] != caption_id[1])
+
+
+def test_articles_figures_and_labels_have_ids(tmp_path, tokenizer):
+    from tests.conftest import tiny_example
+
+    # article, figure, labels: 1 and 2 share an article, 0 and 1 only the name of the figure
+    facts = [
+        ("PMC1", "f1", ["CT", "chest"]), ("PMC2", "f1", ["chest", "CT"]), ("PMC2", "f2", ["MRI"]),
+        ("PMC2", "f2", []), ("", "f2", None), ("", "", []),
+    ]  # fmt: skip
+    examples = []
+    for number, (article, figure, labels) in enumerate(facts):
+        example = tiny_example(number)
+        example.record.article_id, example.record.figure_id = article, figure
+        examples.append(dataclasses.replace(example, split="test", signals={"finding": labels}))
+    write_shard(tmp_path, 0, examples)
+    finish_dataset(tmp_path, 1, {"module": "test"})
+    config = DataConfig(path=(str(tmp_path),), image=IMAGE, label="finding")
+    (source,) = open_sources(config, "test")
+    (batch,) = eval_batches(source, config, tokenizer, batch_size=6)
+
+    def groups(key):
+        return [batch[key].tolist().index(number) for number in batch[key]]
+
+    assert groups("article_id") == [0, 1, 1, 1, 4, 5]  # who names none is alone
+    assert groups("figure_id") == [0, 1, 2, 2, 4, 5]
+    assert groups("label_id") == [0, 0, 2, 3, 4, 5]  # in any order; without labels: alone
+    kinds = ["CT", "MRI", "chest"]
+    of_rows = [{kind for kind, on in zip(kinds, row, strict=True) if on} for row in batch["labels"]]
+    assert of_rows == [{"CT", "chest"}, {"CT", "chest"}, {"MRI"}, set(), set(), set()]
+    relations = step_batch(batch)["relations"]
+    assert (relations["same_label"][0] == relations["same_label"][1]).all()
+    np.testing.assert_allclose((relations["labels"] ** 2).sum(1), [1, 1, 1, 0, 0, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"data\.label \('figure_id'\) has .* kinds|has no column"):
+        open_sources(dataclasses.replace(config, label="nothing"), "test")
 
 
 # --- Errors and ends -----------------------------------------------------------------------------
