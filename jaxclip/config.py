@@ -7,6 +7,7 @@ A config file has get_config() -> TrainConfig; any field can be overridden on th
 import dataclasses
 import difflib
 import json
+import types
 import typing
 from typing import Any
 
@@ -54,7 +55,11 @@ class TrainConfig:
     duration: Duration = dataclasses.field(
         default_factory=lambda: Duration(amount=10, unit="epochs")
     )  # of the run; in samples for a budget that does not depend on the dataset
-    init: str = ""  # a run whose newest parameters to start from; "" = at random
+    # What to start from, "" = at random: a run's newest parameters, a checkpoint in the format of
+    # big_vision, Hugging Face or OpenCLIP, or a name on the Hugging Face hub.
+    init: str = ""  # the whole model
+    init_image: str = ""  # the image tower, instead of init's
+    init_text: str = ""  # the text tower, instead of init's
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -95,6 +100,11 @@ class TrainConfig:
             )
         self.data.validate()
         self.model.validate(self.data.image.size)
+        if getattr(self.model.image, "naflex", False):
+            raise ValueError(
+                "model.image.naflex cannot be trained: the loader gives squares. Set it to False; "
+                "the parameters are the same."
+            )
         for part in (self.loss, self.optimizer, self.checkpoint, self.eval, self.log):
             part.validate()
         if self.loss.needs_labels() and not self.data.label:
@@ -110,12 +120,23 @@ def check_types(config: Any, name: str = "") -> None:
     """Raises ValueError if a field of a dataclass, at any depth, is not of its declared type."""
     for field, expected in typing.get_type_hints(type(config)).items():
         value, path = getattr(config, field), f"{name}{field}"
-        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
-            if not isinstance(value, expected):
-                raise ValueError(f"{path} ({value!r}) must be a {expected.__name__}.")
+        if classes := _dataclasses_in(expected):
+            if type(value) not in classes:
+                names = " or ".join(cls.__name__ for cls in classes)
+                raise ValueError(f"{path} ({value!r}) must be a {names}.")
             check_types(value, f"{path}.")
         elif not _is_a(value, expected):
             raise ValueError(f"{path} ({value!r}) must be of type {type_name(expected)}.")
+
+
+def _dataclasses_in(expected: Any) -> tuple[type, ...]:
+    """Those that a field may hold: of `ViTConfig | ResNetConfig` both, of `int` none."""
+    candidates = typing.get_args(expected) if _is_union(expected) else (expected,)
+    return tuple(c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c))
+
+
+def _is_union(expected: Any) -> bool:
+    return typing.get_origin(expected) is types.UnionType
 
 
 def _is_a(value: Any, expected: Any) -> bool:
@@ -142,19 +163,23 @@ def from_dict(values: dict[str, Any], cls: type = TrainConfig) -> Any:
     Raises:
       ValueError: a field that this jaxclip does not know.
     """
-    types = typing.get_type_hints(cls)
-    if unknown := sorted(values.keys() - types.keys()):
-        raise ValueError(f"{cls.__name__} has no field {unknown}. It has: {', '.join(types)}.")
+    hints = typing.get_type_hints(cls)
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise ValueError(f"{cls.__name__} has no field {unknown}. It has: {', '.join(hints)}.")
 
     def convert(expected, value):
-        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
-            return from_dict(value, expected)
+        if classes := _dataclasses_in(expected):  # of several, the one with these fields
+            return from_dict(value, max(classes, key=lambda c: len(_field_names(c) & value.keys())))
         if typing.get_origin(expected) is tuple:
             inner = typing.get_args(expected)[0]
             return tuple(tuple(v) if typing.get_origin(inner) is tuple else v for v in value)
         return value
 
-    return cls(**{name: convert(types[name], value) for name, value in values.items()})
+    return cls(**{name: convert(hints[name], value) for name, value in values.items()})
+
+
+def _field_names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -190,10 +215,12 @@ def field_type(path: str) -> str | None:
     """The declared type of a field, as `optimizer.peak_lr` -> `float`; None if there is none."""
     found: Any = TrainConfig
     for name in path.split("."):
-        types = typing.get_type_hints(found) if dataclasses.is_dataclass(found) else {}
-        if name not in types:
+        hints: dict[str, Any] = {}
+        for cls in _dataclasses_in(found):
+            hints = typing.get_type_hints(cls) | hints
+        if name not in hints:
             return None
-        found = types[name]
+        found = hints[name]
     return type_name(found)
 
 

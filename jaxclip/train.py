@@ -35,6 +35,7 @@ from jaxclip.sharding import (
     make_mesh,
     put_batch,
 )
+from jaxclip.start import start_params
 from jaxclip.train_step import (
     StepBatch,
     make_training,
@@ -42,7 +43,7 @@ from jaxclip.train_step import (
     step_batch,
     train_flops_per_pair,
 )
-from jaxclip.workdir import claim_workdir, describe, open_tokenizer, params_of_run, summarize
+from jaxclip.workdir import claim_workdir, describe, open_tokenizer, summarize
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file with get_config() -> TrainConfig."
@@ -115,11 +116,11 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
             say(f"Resumed from step {step:,}, sample {next_sample:,}.")
         else:
             state = training.init()
-            if config.init:
-                params = params_of_run(config.init, training.state.params, tokenizer)
+            if config.init or config.init_image or config.init_text:
+                params, lines = start_params(config, tokenizer, state.params)
                 shardings = jax.tree.map(lambda x: x.sharding, training.state)
                 state = jax.device_put(start_from(state, params), shardings)
-                say(f"Parameters from {config.init}")
+                say(*lines)
 
         def report(step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
             """Reads a step's metrics off the device, which waits for it, and writes them."""

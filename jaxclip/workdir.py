@@ -22,16 +22,13 @@ import numpy as np
 from etils import epath
 
 from jaxclip import command
-from jaxclip.checkpoint import load_params
-from jaxclip.config import TrainConfig, differences, load_config, to_dict
+from jaxclip.config import TrainConfig, differences, to_dict
 from jaxclip.data.pipeline import Source, seen_of
 from jaxclip.data.record import write_atomically
 from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
-from jaxclip.evals.suite import model_inputs, score_lines
+from jaxclip.evals.suite import score_lines
 from jaxclip.metrics import read_metrics
 from jaxclip.models import clip
-from jaxclip.models.vit import resize_position_embedding
-from jaxclip.optimizer import param_paths
 
 
 def open_tokenizer(config: TrainConfig, sources: Sequence[Source]) -> Tokenizer:
@@ -53,52 +50,6 @@ def run_tokenizer(workdir: epath.PathLike, config: TokenizerConfig) -> Tokenizer
     """The tokenizer that a run keeps a copy of."""
     (file,) = (epath.Path(workdir) / "tokenizer").iterdir()
     return load_tokenizer(dataclasses.replace(config, path=str(file)))
-
-
-def params_of_run(
-    workdir: epath.PathLike, shapes: clip.Params, tokenizer: Tokenizer
-) -> clip.Params:
-    """The newest parameters of a run, as the start of another.
-
-    Position embeddings of the image tower are resized to the new image's number of patches.
-
-    Args:
-      shapes: of the parameters to start.
-      tokenizer: of the new run; its vocabulary must be the old one's.
-    Raises:
-      FileNotFoundError: no run there.
-      ValueError: another vocabulary; a parameter of another shape, naming both.
-    """
-    old_config = load_config(workdir)
-    old_tokenizer = run_tokenizer(workdir, old_config.data.tokenizer)
-    if old_tokenizer.content != tokenizer.content:
-        raise ValueError(
-            f"init ({workdir}) was trained with another vocabulary. Set data.tokenizer.path to the "
-            f"file in {epath.Path(workdir) / 'tokenizer'}."
-        )
-    old_inputs = model_inputs(old_config, old_tokenizer)
-    old_shapes = jax.eval_shape(lambda: clip.init(old_config.model, old_inputs, jax.random.key(0)))
-    on_one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_one), old_shapes
-    )
-    _, old = load_params(workdir, like)
-    length = shapes["image"]["position_embedding"].shape[0]
-    if old["image"]["position_embedding"].shape[0] != length:
-        resized = resize_position_embedding(old["image"]["position_embedding"], length)
-        old["image"]["position_embedding"] = resized
-    old_by_path, new_by_path = (
-        dict(zip(jax.tree.leaves(param_paths(tree)), jax.tree.leaves(tree), strict=True))
-        for tree in (old, shapes)
-    )
-    for path in sorted(old_by_path.keys() | new_by_path.keys()):
-        there, here = (getattr(d.get(path), "shape", None) for d in (old_by_path, new_by_path))
-        if there != here:
-            raise ValueError(
-                f"init ({workdir}) does not fit the model: {path} has shape {there} there and "
-                f"{here} here. Make config.model that of its config.json."
-            )
-    return jax.tree.map(np.asarray, old)  # every process has all; each takes its part
 
 
 def claim_workdir(

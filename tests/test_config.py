@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -14,16 +15,25 @@ from jaxclip.config import (
     near_fields,
     to_dict,
 )
+from jaxclip.models.bert import BertConfig
+from jaxclip.models.resnet import ResNetConfig
 from tests import tiny_config
+from tests.models.pretrained.fixtures import read_fixture, write_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "common"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_is_valid_and_says_what_it_asks(name):
+def test_every_config_is_valid_and_says_what_it_asks(name, tmp_path):
     module = importlib.import_module(f"configs.{name}")
-    config = module.get_config()
+    if "checkpoint" in inspect.signature(module.get_config).parameters:
+        with pytest.raises(ValueError, match=f"--config=configs/{name}.py:CHECKPOINT"):
+            module.get_config()
+        config = module.get_config(str(write_folder(tmp_path, read_fixture("hf_siglip"))))
+        assert config.model.text.transformer.width == 64 and not config.model.text.is_causal
+    else:
+        config = module.get_config()
     with pytest.raises(ValueError, match="data.path is empty. Set it"):
         config.validate()  # the one thing a config cannot know
     config.data.path = ("somewhere",)
@@ -38,6 +48,21 @@ def test_a_config_survives_json():
     config.optimizer.lr_multipliers = (("image/.*", 0.1),)
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config and isinstance(again.optimizer.lr_multipliers[0], tuple)
+
+
+def test_a_tower_of_another_class_survives_json_and_takes_flags():
+    config = tiny_config.get_config()
+    config.data.path = ("a",)
+    config.model.image = ResNetConfig(stages=(1, 1), stem_width=8, num_heads=2)
+    config.model.text = BertConfig(transformer=config.model.text.transformer)
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config and type(again.model.text) is BertConfig
+    config.validate()
+    assert field_type("model.image.stages") == "tuple[int, ...]"  # of either class
+    assert field_type("model.image.pre_norm") == "bool"
+    config.model.image = TrainConfig()
+    with pytest.raises(ValueError, match="model.image .* must be a ViTConfig or ResNetConfig"):
+        config.validate()
 
 
 def test_fields_of_another_version_are_named():

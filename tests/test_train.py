@@ -274,10 +274,11 @@ def test_a_run_starts_from_another_at_a_larger_image(undisturbed, tiny_dataset, 
     overrides = ["data.image.size=32", "duration.amount=1", "optimizer.warmup.amount=0"]
     overrides = [f"--config.init={undisturbed[0]}", *(f"--config.{o}" for o in overrides)]
     out, _ = finish(start(tiny_dataset, tmp_path / "larger", *overrides))
-    assert f"Parameters from {undisturbed[0]}" in out
+    assert f"init from {undisturbed[0]} (run of jaxclip, step {STEPS}):" in out
+    assert "Resized (1): image/position_embedding [4, 16] -> [16, 16]" in out
     # it goes on about where the other run ended, far below the loss of a fresh one
     first, last = losses(undisturbed[0])[1], losses(undisturbed[0])[STEPS]
     assert losses(tmp_path / "larger")[1] < (first + last) / 2
     overrides.append("--config.model.embed_dim=4")
     _, err = finish(start(tiny_dataset, tmp_path / "narrow", *overrides), EXIT_USER_ERROR)
-    assert "image/projection/kernel has shape (16, 8) there and (16, 4) here" in err
+    assert "image/projection/kernel ([16, 8]) does not fit image/projection/kernel" in err

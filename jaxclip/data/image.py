@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 89_478_485  # Pillow's limit; a figure scanned at 600 dpi over A3 has 70 million
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
 RESIZE_MODES = ("center_crop", "squash")
-INTERPOLATIONS = ("bicubic", "area", "pillow_bicubic", "pillow_bilinear")
+INTERPOLATIONS = ("bicubic", "area", "pillow_bicubic", "pillow_bilinear", "tf_bilinear")
 
 cv2.setNumThreads(1)  # the loader's threads are the parallelism
 
@@ -41,7 +41,7 @@ class ImageConfig:
 
     size: int = 224  # pixels, both sides
     resize: str = "center_crop"  # evaluation: center_crop (the short side fits) | squash
-    interpolation: str = "bicubic"  # INTERPOLATIONS, see resize(); all are antialiased
+    interpolation: str = "bicubic"  # INTERPOLATIONS, see resize()
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of pixels in [0, 1]
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     crop_scale: tuple[float, float] = (0.9, 1.0)  # training: share of the area; (1, 1) and
@@ -156,11 +156,12 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
 
 
 def resize(pixels_HW3: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Resizes with antialiasing.
+    """Resizes, with antialiasing but for the last.
 
     bicubic: Gaussian blur, then OpenCV's cubic; 41 to 48 dB from Pillow's at five times its speed.
     area: OpenCV's mean over the pixel's area (cubic where it enlarges).
     pillow_bicubic, pillow_bilinear: Pillow's, as torchvision and open_clip have it.
+    tf_bilinear: TensorFlow's without antialiasing, fractions cut off, as big_vision has it.
 
     Returns:
       uint8 [height, width, 3].
@@ -171,6 +172,9 @@ def resize(pixels_HW3: np.ndarray, height: int, width: int, interpolation: str) 
     if interpolation.startswith("pillow"):
         method = Image.Resampling[interpolation.removeprefix("pillow_").upper()]
         return np.asarray(Image.fromarray(pixels_HW3).resize((width, height), method))
+    if interpolation == "tf_bilinear":
+        pixels = cv2.resize(pixels_HW3.astype(np.float32), (width, height))
+        return np.clip(pixels, 0, 255).astype(np.uint8)
     shrink_y, shrink_x = old_height / height, old_width / width
     if interpolation == "area" and min(shrink_y, shrink_x) >= 1:
         return cv2.resize(pixels_HW3, (width, height), interpolation=cv2.INTER_AREA)
@@ -197,6 +201,54 @@ def eval_image(data: bytes, config: ImageConfig) -> np.ndarray:
     side = min(height, width)
     box = ((height - side) // 2, (width - side) // 2, side, side)
     return _decode_crop(data, (height, width), box, config)
+
+
+def eval_pixels(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """eval_image for an image that is decoded, and at its full size: uint8 [S, S, 3]."""
+    if config.resize == "center_crop" and config.interpolation.startswith("pillow"):
+        return _torchvision_center_crop(pixels_HW3, config)
+    if config.resize == "center_crop":
+        height, width = pixels_HW3.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels_HW3 = pixels_HW3[top : top + side, left : left + side]
+    return resize(pixels_HW3, config.size, config.size, config.interpolation)
+
+
+def naflex_patches(
+    pixels_HW3: np.ndarray, patch_size: int, max_patches: int, interpolation: str
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image of any aspect as at most `max_patches` patches (SigLIP 2's NaFlex).
+
+    Returns:
+      uint8 [max_patches, patch_size * patch_size * 3], patches in row order and then zeros; and the
+      numbers of rows and columns.
+    """
+    height, width = pixels_HW3.shape[:2]
+    rows, columns = naflex_grid(height, width, patch_size, max_patches)
+    P = patch_size
+    pixels = resize(pixels_HW3, rows * P, columns * P, interpolation)
+    patches = pixels.reshape(rows, P, columns, P, 3).transpose(0, 2, 1, 3, 4)
+    padded = np.zeros((max_patches, P * P * 3), np.uint8)
+    padded[: rows * columns] = patches.reshape(rows * columns, -1)
+    return padded, (rows, columns)
+
+
+def naflex_grid(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
+    """Rows and columns at the largest scale whose patches, rounded up, are not too many.
+
+    The scale is found by bisection to 1e-5, as big_vision and Hugging Face do.
+    """
+
+    def grid(scale: float) -> tuple[int, int]:
+        rows, columns = (max(1, math.ceil(side * scale / patch_size)) for side in (height, width))
+        return rows, columns
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(grid(middle)) <= max_patches else (low, middle)
+    return grid(low)
 
 
 def train_image(data: bytes, config: ImageConfig, rng: np.random.Generator) -> np.ndarray:
@@ -264,12 +316,12 @@ def _decode_crop(
 ) -> np.ndarray:
     """The box (top, left, height, width) of the image of `size` (height, width), at S x S.
 
-    A JPEG is decoded as small as still leaves S pixels a side in the box, unless Pillow's
-    interpolation is asked for, which is about equality with others.
+    A JPEG is decoded as small as still leaves S pixels a side in the box, unless Pillow's or
+    TensorFlow's interpolation is asked for, which is about equality with others.
     """
     top, left, h, w = box
     reduction = 1
-    if not config.interpolation.startswith("pillow"):
+    if not config.interpolation.startswith(("pillow", "tf")):
         while reduction < 8 and min(h, w) >= 2 * reduction * config.size:
             reduction *= 2
     pixels_HW3 = decode_image(data, reduction=reduction)

@@ -73,6 +73,7 @@ class Tokenizer:
 
     def __init__(self, config: TokenizerConfig, content: bytes):
         self._config, self.content = config, content
+        self.kind = config.kind
         self.file_name = epath.Path(config.path).name
         try:
             self._vocabulary = vocabulary = open_vocabulary(config.kind, content)
@@ -83,6 +84,7 @@ class Tokenizer:
         self.context_length = config.context_length
         self.vocab_size = vocabulary.size
         has_bos = vocabulary.bos if config.bos == "auto" else config.bos
+        self.special_tokens: dict[str, str] = {}  # bos (if there is one), eos, pad
         self.bos_id = self._special_id("bos") if has_bos else None
         self.eos_id = self._special_id("eos")
         self.pad_id = self._special_id("pad")
@@ -92,7 +94,7 @@ class Tokenizer:
                 f"tokenizer.context_length ({self.context_length}) must be at least 3: bos, a "
                 "token and eos. Set it to 77 or so."
             )
-        self._clean_name = vocabulary.clean if config.clean == "auto" else config.clean
+        self.clean = vocabulary.clean if config.clean == "auto" else config.clean
         self._words: dict[str, tuple[int, ...]] = {}
 
     def _special_id(self, field: str) -> int:
@@ -105,6 +107,7 @@ class Tokenizer:
                 f"({self._config.path}), which {f'lacks {token!r}' if token else 'names none'}. "
                 f"Set tokenizer.{field} to a token of the file."
             )
+        self.special_tokens[field] = token
         return token_id
 
     def __reduce__(self):
@@ -113,7 +116,7 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex sha256 of the file's content and the settings that change ids; not of its path."""
-        settings = [self._config.kind, self._clean_name, self.context_length]
+        settings = [self._config.kind, self.clean, self.context_length]
         settings += [self.bos_id, self.eos_id, self.pad_id]
         return hashlib.sha256(json.dumps(settings).encode() + b"\0" + self.content).hexdigest()
 
@@ -153,7 +156,7 @@ class Tokenizer:
     def _compute_ids(self, text: str) -> list[int]:
         # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes "?".
         text = text.encode("utf-8", "replace").decode()
-        return self._vocabulary.encode(CLEANERS[self._clean_name](text))
+        return self._vocabulary.encode(CLEANERS[self.clean](text))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one row up to eos, as the model sees it: cleaned and cut."""

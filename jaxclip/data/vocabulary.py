@@ -90,36 +90,48 @@ def clip_byte_names() -> list[str]:
     return [*map(chr, printable), *(chr(0x100 + i) for i in range(0x100 - len(printable)))]
 
 
+CLIP_SPECIALS = ("<start_of_text>", "<end_of_text>")
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
 def _open_clip(content: bytes) -> Vocabulary:
+    tokenizer, (bos, eos) = clip_tokenizer(content), CLIP_SPECIALS
+    return _of_tokenizer(tokenizer, clean="clip", bos=bos, eos=eos, pad="!")
+
+
+def clip_tokenizer(content: bytes) -> tokenizers.Tokenizer:
+    """Of bpe_simple_vocab_16e6.txt.gz, without the cleaning."""
     lines = gzip.decompress(content).decode().split("\n")
     if len(lines) <= CLIP_NUM_MERGES:
         raise ValueError(f"expected a version line and {CLIP_NUM_MERGES} merges")
     merges = [(left, right) for left, right in map(str.split, lines[1 : 1 + CLIP_NUM_MERGES])]
-    specials = ["<start_of_text>", "<end_of_text>"]
     tokens = clip_byte_names() + [name + "</w>" for name in clip_byte_names()]
-    tokens += ["".join(merge) for merge in merges] + specials
+    tokens += ["".join(merge) for merge in merges] + list(CLIP_SPECIALS)
     ids = {token: i for i, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = clip_pre_tokenizer()
     tokenizer.decoder = clip_decoder()
-    tokenizer.add_special_tokens(specials)
-    return _of_tokenizer(tokenizer, clean="clip", bos=specials[0], eos=specials[1], pad="!")
+    tokenizer.add_special_tokens(list(CLIP_SPECIALS))
+    return tokenizer
 
 
 def _open_wordpiece(content: bytes) -> Vocabulary:
+    return _of_tokenizer(wordpiece_tokenizer(content), bos="[CLS]", eos="[SEP]", pad="[PAD]")
+
+
+def wordpiece_tokenizer(content: bytes) -> tokenizers.Tokenizer:
     """BERT's. The text is lower-cased if no token but [UNK] and its like has a capital letter."""
     tokens = content.decode().splitlines()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    if not set(specials) <= set(tokens):
-        raise ValueError(f"expected one token a line, {' '.join(specials)} among them")
+    if not set(BERT_SPECIALS) <= set(tokens):
+        raise ValueError(f"expected one token a line, {' '.join(BERT_SPECIALS)} among them")
     cased = any(re.search("[A-Z]", token) for token in tokens if not re.fullmatch(r"\[.+\]", token))
     ids = {token: i for i, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens(specials)
-    return _of_tokenizer(tokenizer, bos="[CLS]", eos="[SEP]", pad="[PAD]")
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
+    return tokenizer
 
 
 def _open_json(content: bytes) -> Vocabulary:

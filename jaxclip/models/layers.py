@@ -7,6 +7,7 @@ checkpoint, a sharding rule or an import does not depend on it.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -45,6 +46,11 @@ class TransformerConfig:
     @property
     def hidden_width(self) -> int:
         return self.mlp_width or 4 * self.width
+
+    def multiply_adds(self, length: int) -> int:
+        """Of the matrix products of one sequence's forward pass."""
+        per_token = 4 * self.width**2 + 2 * self.width * self.hidden_width  # q, k, v, out; MLP
+        return self.depth * (length * per_token + 2 * length**2 * self.width)
 
     def validate(self, name: str) -> None:
         for field in ("width", "depth", "num_heads"):
@@ -180,13 +186,14 @@ class Transformer(nn.Module):
     config: TransformerConfig
     dtype: jnp.dtype
     is_causal: bool = False
+    block: type[nn.Module] = Block  # bert.py has another
 
     @nn.compact
     def __call__(self, x_BTD, mask=None, rows_B=None):
         c = self.config
-        block = Block
+        block: Any = self.block
         if c.remat != "none":
-            block = nn.remat(Block, prevent_cse=not c.scan, policy=REMAT_POLICIES[c.remat])
+            block = nn.remat(block, prevent_cse=not c.scan, policy=REMAT_POLICIES[c.remat])
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -62,6 +62,21 @@ class Embed(nn.Module):
         return jnp.take(gather(table_VD), tokens_BT, axis=0)  # else the whole batch is gathered
 
 
+def is_text(tokens_BT, pad_id: int, eos_id: int):
+    """bool [B, T]: False where there is only padding."""
+    is_text_BT = tokens_BT != pad_id
+    if pad_id == eos_id:  # one id for both: the first one is the end of the text
+        is_text_BT |= jnp.cumsum(~is_text_BT, axis=1) <= 1
+    return is_text_BT
+
+
+def masked_mean(x_BTD, is_seen_BT):
+    """[B, T, D] -> float32 [B, D]: the mean over what is not padding."""
+    # float32: bfloat16 does not count beyond 256
+    weight_BT1 = is_seen_BT[..., None].astype(jnp.float32)
+    return (x_BTD * weight_BT1).sum(1) / jnp.maximum(weight_BT1.sum(1), 1)
+
+
 class TextTower(nn.Module):
     """Token ids int [B, T] -> pooled features [B, D]; rows_B as in layers.Dropout."""
 
@@ -80,16 +95,12 @@ class TextTower(nn.Module):
         x_BTD += self.param("position_embedding", init, x_BTD.shape[1:])
         x_BTD = x_BTD.astype(self.dtype)
         x_BTD = Dropout(t.dropout)(x_BTD, rows_B)
-        is_token_BT = tokens_BT != self.pad_id
-        if self.pad_id == self.eos_id:  # one id for both: the first one is the end of the text
-            is_token_BT |= jnp.cumsum(~is_token_BT, axis=1) <= 1
-        mask = is_token_BT[:, None, None, :] if c.mask_padding else None
+        is_text_BT = is_text(tokens_BT, self.pad_id, self.eos_id)
+        mask = is_text_BT[:, None, None, :] if c.mask_padding else None
         x_BTD = Transformer(t, self.dtype, c.is_causal, name="transformer")(x_BTD, mask, rows_B)
         x_BTD = LayerNorm(t.norm_epsilon, self.dtype, name="final_norm")(x_BTD)
         if c.pool == "mean":
-            # float32: bfloat16 does not count beyond 256
-            weight_BT1 = is_token_BT[..., None].astype(jnp.float32)
-            return (x_BTD * weight_BT1).sum(1) / jnp.maximum(weight_BT1.sum(1), 1)
+            return masked_mean(x_BTD, is_text_BT)
         if c.pool == "eot":
             index_B = jnp.argmax(tokens_BT == self.eos_id, axis=1)
             return jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)[:, 0]

@@ -33,7 +33,20 @@ class ViTConfig:
     pool: str = "class_token"  # POOLS; map: SigLIP's attention pooling
     pre_norm: bool = True  # a LayerNorm before the first block (CLIP); SigLIP has none
     patch_bias: bool = False  # CLIP has none, SigLIP has one
+    naflex: bool = False  # images of any aspect (SigLIP 2, naflex.py); `data.image.size` is that of
+    # a square one with as many patches as the table of positions and an image may have
     patch_dropout: float = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
+
+    def multiply_adds(self, image_size: int) -> int:
+        """Of the matrix products of one image's forward pass."""
+        patches, w = (image_size // self.patch_size) ** 2, self.transformer.width
+        kept = max(1, round((1 - self.patch_dropout) * patches))
+        total = patches * 3 * self.patch_size**2 * w
+        total += self.transformer.multiply_adds(kept + (self.pool == "class_token"))
+        if self.pool == "map":
+            hidden = self.transformer.hidden_width
+            total += 2 * kept * w**2 + 2 * kept * w + 2 * w**2 + 2 * w * hidden
+        return total
 
     def validate(self, image_size: int, name: str = "model.image") -> None:
         self.transformer.validate(f"{name}.transformer")
@@ -44,6 +57,11 @@ class ViTConfig:
             )
         if self.pool not in POOLS:
             raise ValueError(f"{name}.pool ({self.pool!r}) must be one of {POOLS}.")
+        if self.naflex and (self.pool == "class_token" or self.pre_norm or self.patch_dropout):
+            raise ValueError(
+                f"{name}.naflex has no class token, pre_norm or patch_dropout. Set {name}.pool="
+                f"'map', {name}.pre_norm=False and {name}.patch_dropout=0."
+            )
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"{name}.patch_dropout ({self.patch_dropout}) must be in [0, 1).")
 

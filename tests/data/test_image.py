@@ -8,6 +8,7 @@ import subprocess
 import zlib
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import simplejpeg
@@ -19,8 +20,11 @@ from jaxclip.data.image import (
     ImageError,
     decode_image,
     eval_image,
+    eval_pixels,
     image_size,
     jitter_colours,
+    naflex_grid,
+    naflex_patches,
     random_crop_box,
     resize,
     train_image,
@@ -320,7 +324,7 @@ def test_resize_keeps_a_flat_image_and_its_size(interpolation):
         assert (resized == (10, 128, 250)).all()
 
 
-@pytest.mark.parametrize("interpolation", image_module.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", image_module.INTERPOLATIONS[:-1])  # not tf_bilinear
 def test_resize_is_antialiased(interpolation):
     # A fine chequerboard shrinks to grey; sampling points alone leaves black and white.
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
@@ -541,3 +545,43 @@ def test_validate_names_field_and_value(field, value):
     with pytest.raises(ValueError, match=rf"data\.image\.{field}") as caught:
         ImageConfig(**{field: value}).validate()
     assert str(value) in str(caught.value)
+
+
+def test_tf_bilinear_is_jax_resize_without_antialiasing():
+    """big_vision's resize: half-pixel centres, no antialiasing, fractions cut off."""
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8)
+    expected = jax.image.resize(pixels.astype(np.float32), (16, 80, 3), "linear", antialias=False)
+    found = resize(pixels, 16, 80, "tf_bilinear")
+    # where a sum is a whole number but for rounding, cutting off may go either way
+    difference = np.abs(found.astype(int) - np.floor(np.asarray(expected)).astype(int))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "pillow_bicubic", "tf_bilinear"])
+@pytest.mark.parametrize("mode", ["center_crop", "squash"])
+def test_decoded_pixels_are_treated_as_a_file_is(interpolation, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 71, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    config = ImageConfig(size=24, resize=mode, interpolation=interpolation)
+    np.testing.assert_array_equal(eval_pixels(pixels, config), eval_image(file.getvalue(), config))
+
+
+@pytest.mark.parametrize("size", [(300, 300), (10, 900), (2000, 1500), (224, 100)])
+def test_naflex_patches_fill_the_budget_and_keep_the_aspect(size):
+    height, width = size
+    rows, columns = naflex_grid(height, width, 16, 256)
+    assert 1 <= rows * columns <= 256
+    # a grid that is larger by a row and a column would be too much, or the image is one long row
+    assert (rows + 1) * (columns + 1) > 256
+    if min(rows, columns) > 4:  # rounding up to whole patches changes the aspect by little
+        assert rows / columns == pytest.approx(height / width, rel=0.2)
+
+
+def test_naflex_patches_are_in_row_order_with_channels_last():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3)).astype(np.uint8)
+    patches, grid = naflex_patches(pixels, 16, 8, "pillow_bilinear")  # no resizing needed
+    assert grid == (2, 4) and patches.shape == (8, 768)
+    np.testing.assert_array_equal(patches[5], pixels[16:32, 16:32].reshape(-1))
+    patches, grid = naflex_patches(pixels, 16, 10, "pillow_bilinear")
+    assert not patches[grid[0] * grid[1] :].any()

@@ -1,0 +1,37 @@
+r"""What does a public model gain from this dataset? Starts from the checkpoint after the colon.
+
+SigLIP, SigLIP 2, MedSigLIP, CLIP, OpenCLIP or BiomedCLIP, as a folder, a file, or a name on the
+Hugging Face hub. Model, preprocessing and tokenizer are the checkpoint's; another image size
+resizes the position embeddings. The learning rate is a tenth of that from scratch. To lock the
+image tower: --config.optimizer.freeze="('image/.*',)". Time: that of the model, five epochs.
+
+  python -m jaxclip.train --config=configs/fine_tune.py:CHECKPOINT --config.data.path=DATASET \
+      --workdir=RUN
+"""
+
+from jaxclip.config import TrainConfig
+from jaxclip.models.pretrained import open_checkpoint
+from jaxclip.models.vit import ViTConfig
+from jaxclip.optimizer import Duration
+
+
+def get_config(checkpoint: str = "") -> TrainConfig:
+    if not checkpoint:
+        raise ValueError(
+            "--config=configs/fine_tune.py must name a checkpoint: "
+            "--config=configs/fine_tune.py:CHECKPOINT."
+        )
+    family = open_checkpoint(checkpoint)
+    config = TrainConfig(batch_size=1024, duration=Duration(amount=5, unit="epochs"))
+    config.init = checkpoint
+    config.model, config.data.image = family.model, family.image
+    config.data.tokenizer = family.tokenizer
+    config.model.dtype = "bfloat16"
+    if isinstance(config.model.image, ViTConfig):
+        config.model.image.naflex = False  # the loader gives squares; the parameters are the same
+    if config.model.init_logit_bias:
+        config.loss.name, config.loss.max_logit_scale = "sigmoid", 0.0
+    config.optimizer.peak_lr = 5e-5
+    config.optimizer.weight_decay = 0.0  # it would pull towards zero, away from the checkpoint
+    config.optimizer.warmup = Duration(amount=5, unit="percent")
+    return config

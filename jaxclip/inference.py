@@ -1,0 +1,170 @@
+"""Embeddings of images and texts from any checkpoint: ours, or somebody else's.
+
+    model = jaxclip.load("RUN")                        # or a folder, a file, a name on the hub
+    image_NE = model.encode_image([Image.open("chest.png"), pixels_HW3])
+    text_ME = model.encode_text(["chest radiograph", "histology, H&E"])
+    logits_NM = model.logit_scale * image_NE @ text_ME.T + model.logit_bias
+
+Shape letters: N images, M texts, E embedding, H height, W width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxclip.data.image import decode_image, eval_pixels, naflex_patches
+from jaxclip.data.text import Tokenizer, load_tokenizer
+from jaxclip.models import clip
+from jaxclip.models.pretrained import leaves_of, load_params, tree_of
+from jaxclip.models.pretrained.family import Family
+from jaxclip.models.pretrained.files import Weights
+from jaxclip.models.vit import ViTConfig
+from jaxclip.start import open_model
+
+Picture = Any  # a Pillow image, uint8 pixels [H, W, 3] or [H, W], the bytes of a file, or its path
+
+
+def load(
+    path_or_name: str,
+    *,
+    batch_size: int = 64,
+    dtype: str = "float32",
+    device: Any = None,
+    tokenizer: str = "",
+) -> "Model":
+    """The model of a run's folder, a checkpoint, or a name on the Hugging Face hub.
+
+    Args:
+      batch_size: at most so many images or texts at a time.
+      dtype: of the matrix products: float32, or bfloat16, which is faster on accelerators.
+      device: of jax.devices(); by default the first.
+      tokenizer: a vocabulary's file, for a checkpoint that comes without one.
+    Raises:
+      FileNotFoundError, ValueError: as start.open_model; a vocabulary of another size.
+    """
+    family = open_model(path_or_name)
+    family.model = dataclasses.replace(family.model, dtype=dtype)
+    family.model.validate(family.image.size)
+    leaves = leaves_of(load_params(family)[0])
+    # one by one, each host copy given back, and then the file: else all of it is held three times
+    placed = {path: jax.device_put(leaves.pop(path), device) for path in list(leaves)}
+    family.weights = Weights({})
+    return Model(family, tree_of(placed), _tokenizer(family, tokenizer), batch_size)
+
+
+def _tokenizer(family: Family, path: str) -> Tokenizer | None:
+    """None for a checkpoint without text tower or vocabulary."""
+    config = family.tokenizer
+    if path:
+        config = dataclasses.replace(config, path=path, kind="auto")
+    if "text" not in family.towers or not config.path:
+        return None
+    tokenizer = load_tokenizer(config)
+    if tokenizer.vocab_size > family.vocab_size:
+        raise ValueError(
+            f"tokenizer ({config.path}) has {tokenizer.vocab_size:,} ids, but {family.source} was "
+            f"trained with {family.vocab_size:,}. Name its own vocabulary: tokenizer=FILE."
+        )
+    family.pad_id, family.eos_id = tokenizer.pad_id, tokenizer.eos_id
+    return tokenizer
+
+
+class Model:
+    """A loaded model. Embeddings are float32 NumPy arrays of unit norm, in the order given."""
+
+    def __init__(
+        self, family: Family, params: clip.Params, tokenizer: Tokenizer | None, batch_size: int
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
+        self.family, self.params, self.tokenizer = family, params, tokenizer
+        self.batch_size = batch_size
+        model, inputs = family.model, family.inputs
+        self._encode_image = jax.jit(functools.partial(clip.encode_image, model, inputs))
+        self._encode_text = jax.jit(functools.partial(clip.encode_text, model, inputs))
+
+    @property
+    def logit_scale(self) -> float:
+        """What similarities are multiplied by: after exp."""
+        return float(np.exp(self.params["logit_scale"]))
+
+    @property
+    def logit_bias(self) -> float:
+        """What is added to scaled similarities; 0 for a model trained with the softmax loss."""
+        return float(self.params["logit_bias"])
+
+    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
+        """float32 [N, E].
+
+        Args:
+          images: Pillow images, uint8 arrays [H, W, 3] or [H, W], bytes of a file, or paths.
+        """
+        self._need("image")
+        if isinstance(images, (str, bytes, Path, Image.Image)):
+            raise TypeError("encode_image() takes a list of images. Write encode_image([image]).")
+        return self._run(self._encode_image, images, self._preprocess)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [M, E]. A text that is too long loses its end."""
+        self._need("text")
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.family.source} comes without a vocabulary. Name one: "
+                "load(..., tokenizer=FILE)."
+            )
+        if isinstance(texts, str):
+            raise TypeError("encode_text() takes a list of texts. Write encode_text([text]).")
+        return self._run(self._encode_text, texts, self.tokenizer.encode)
+
+    def _need(self, tower: str) -> None:
+        if tower not in self.family.towers:
+            raise ValueError(
+                f"{self.family.source} ({self.family.name}) has no {tower} tower, only "
+                f"{' and '.join(self.family.towers)}."
+            )
+
+    def _run(self, encode: Callable, items: Sequence[Any], prepare: Callable) -> np.ndarray:
+        """In batches; a short one is filled up to a power of two, to compile few shapes."""
+        rows = [np.zeros((0, self.family.model.embed_dim), np.float32)]
+        for start in range(0, len(items), self.batch_size):
+            batch = prepare(items[start : start + self.batch_size])
+            n = len(jax.tree.leaves(batch)[0])
+            size = min(self.batch_size, 1 << (n - 1).bit_length())
+            filled = jax.tree.map(lambda x, n=n, size=size: x[np.arange(size) % n], batch)
+            rows.append(np.asarray(encode(self.params, filled))[:n])
+        return np.concatenate(rows)
+
+    def _preprocess(self, images: Sequence[Picture]) -> Any:
+        """What the image tower takes, as the checkpoint's family has it."""
+        image, tower = self.family.image, self.family.model.image
+        pixels = [to_pixels(picture) for picture in images]
+        if not (isinstance(tower, ViTConfig) and tower.naflex):
+            return np.stack([eval_pixels(x, image) for x in pixels])
+        P = tower.patch_size
+        found = [naflex_patches(x, P, (image.size // P) ** 2, image.interpolation) for x in pixels]
+        patches, grids = zip(*found, strict=True)
+        return {"patches": np.stack(patches), "grid": np.array(grids, np.int32)}
+
+
+def to_pixels(picture: Picture) -> np.ndarray:
+    """uint8 RGB [H, W, 3]. Raises ValueError for another type or shape, or an unreadable file."""
+    if isinstance(picture, (str, Path)):
+        picture = Path(picture).read_bytes()
+    if isinstance(picture, bytes):
+        return decode_image(picture)
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(picture.convert("RGB"))
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+        kind = getattr(picture, "dtype", type(picture).__name__)
+        raise ValueError(f"an image ({kind}) must be uint8 pixels, a Pillow image, or a file.")
+    if picture.ndim == 2:
+        picture = np.repeat(picture[..., None], 3, axis=-1)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
+        raise ValueError(f"an image of shape {picture.shape} must be [height, width, 3].")
+    return picture
