@@ -1,52 +1,172 @@
-"""Scores a run's newest checkpoint: python -m jaxclip.evaluate --workdir=RUN --split=test"""
+r"""Scores one model or several, ours or anybody's, on a suite of evaluators.
 
-import json
+    python -m jaxclip.evaluate --workdir=RUN --split=test
+    python -m jaxclip.evaluate --model=RUN --model=RUN:random --set=vqa_rad --sets_dir=DIR \
+        --suite=retrieval,zero_shot,probe,representation,robustness --out=RESULTS --page
+    python -m jaxclip.evaluate --compare=RESULTS_A --compare=RESULTS_B
+
+A model is the folder of a run, RUN:random (its model with random parameters: what chance looks
+like), or any checkpoint that jaxclip.load reads. Sets are the run's own datasets, --data=DATASET or
+--set=NAME of evals/declared.py, in --sets_dir/NAME; one that is missing is named with the place to
+get it, and the others are scored. Embeddings are kept by content: a second evaluator, or a restart,
+does not embed again. Writes results.parquet, results.json and, with --page, index.html.
+"""
+
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
-from jaxclip import checkpoint, command
+import jaxclip
+from jaxclip import command
 from jaxclip.config import load_config
-from jaxclip.data.record import write_atomically
-from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
-from jaxclip.models import clip
-from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh, tree_sharding
-from jaxclip.workdir import run_tokenizer
+from jaxclip.data.pipeline import DataConfig
+from jaxclip.evals import results
+from jaxclip.evals.base import Embedder
+from jaxclip.evals.declared import DECLARED
+from jaxclip.evals.embed import EmbeddingCache
+from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
+from jaxclip.evals.retrieval import PROTOCOLS
+from jaxclip.evals.run import RunEmbedder
+from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
+from jaxclip.evals.uncertainty import DRAWS
+from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
+from jaxclip.workdir import environment
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run to score.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Of the dataset.")
-_DATA = flags.DEFINE_multi_string("data", None, "Datasets; by default those of the run.")
+_MODEL = flags.DEFINE_multi_string("model", [], "A run, RUN:random, or a checkpoint; repeatable.")
+flags.DEFINE_alias("workdir", "model")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Of the sets.")
+_DATA = flags.DEFINE_multi_string("data", [], "Datasets; by default those of the first run.")
+_SET = flags.DEFINE_multi_string("set", [], "Public sets, by their names in evals/declared.py.")
+_SETS_DIR = flags.DEFINE_string("sets_dir", "", "The folder that the public sets are in.")
+_SUITE = flags.DEFINE_list("suite", ["retrieval", "zero_shot"], f"Of {', '.join(EVALUATORS)}.")
+_ZERO_SHOT = flags.DEFINE_multi_string(
+    "zero_shot", [], "Prompt files for --data; default: the run's."
+)
+_TEMPLATES = flags.DEFINE_string("templates", "", "Of prompts/_templates.json, for all sets.")
+_PROTOCOL = flags.DEFINE_enum("protocol", PROTOCOLS[0], PROTOCOLS, "Of retrieval.")
+_DRAWS = flags.DEFINE_integer("draws", DRAWS, "Of the bootstrap.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", "", "Where results go; default: RUN/evaluation/SPLIT.")
+_CACHE = flags.DEFINE_string("cache", "", "Where embeddings are kept; default: OUT/embeddings.")
+_PAGE = flags.DEFINE_bool("page", False, "Also a page with pictures: OUT/index.html.")
+_COMPARE = flags.DEFINE_multi_string("compare", [], "Two results to compare, instead of scoring.")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     initialize_distributed()
-    if not _WORKDIR.value:
-        raise ValueError("--workdir is not set. Name the folder of a run: --workdir=RUN.")
-    config = load_config(_WORKDIR.value)
-    config.eval.split = _SPLIT.value
-    if _DATA.value:
-        config.data.path, config.data.weights = tuple(_DATA.value), ()
-    mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
-    tokenizer = run_tokenizer(_WORKDIR.value, config.data.tokenizer)
-    inputs = model_inputs(config, tokenizer)
-    evaluate = make_evaluate(config, inputs, tokenizer, mesh)
-    shapes = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        tree_sharding(shapes, mesh),
+    if _COMPARE.value:
+        return _compare(_COMPARE.value)
+    if not _MODEL.value:
+        raise ValueError("--model is not set. Name a run or a checkpoint: --model=RUN.")
+    if unknown := set(_SUITE.value) - set(EVALUATORS):
+        raise ValueError(f"--suite ({', '.join(unknown)}) must be of {', '.join(EVALUATORS)}.")
+    out = epath.Path(_OUT.value or _default_out(_MODEL.value[0]))
+    options = SuiteOptions(
+        suite=tuple(_SUITE.value), protocol=_PROTOCOL.value, templates=_TEMPLATES.value
     )
-    step, params = checkpoint.load_params(_WORKDIR.value, like, ema=config.eval.ema)
-    scores = evaluate(params)
+    splits, missing = _open_sets(_MODEL.value[0])
+    mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
+    rows, embedded = [], []
+    for model in _MODEL.value:
+        embedder = load_embedder(model, mesh)
+        cache = EmbeddingCache(embedder, _CACHE.value or out / "embeddings")
+        for of_splits in splits:
+            found = evaluate_split(cache, of_splits, _SPLIT.value, options)
+            scored = of_splits[_SPLIT.value]
+            name = model_name(model, embedder)
+            rows += results.rows_of(
+                found, model=name, set_name=scored.name, split=_SPLIT.value,
+                identity=scored.identity, draws=_DRAWS.value,
+            )  # fmt: skip
+            embedded.append((name, cache, of_splits))
     if jax.process_index() == 0:
-        print(f"{_WORKDIR.value}, step {step:,}:", *score_lines(scores), sep="\n  ")
-        other = "".join(f"_{epath.Path(path).name}" for path in _DATA.value or ())
-        file = epath.Path(_WORKDIR.value) / f"scores_{_SPLIT.value}{other}.json"
-        write_atomically(file, json.dumps({"step": step, **scores}, indent=1))
-        print(f"Written to {file}")
+        about = {"environment": environment(), "missing": missing}
+        about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
+        results.write(rows, out, about)
+        print(*results.summary(rows), *missing, f"Written to {out}", sep="\n")
+        if _PAGE.value:
+            from jaxclip.evals.page import write_page
+
+            print("Page:", write_page(out, rows, embedded, _SPLIT.value, options))
+    if not rows:
+        raise ValueError("No set could be scored: all of them are missing, see above.")
+
+
+def load_embedder(model: str, mesh: Mesh) -> Embedder:
+    """A run, RUN:random, or what jaxclip.load reads.
+
+    Raises:
+      FileNotFoundError: there is no such thing.
+    """
+    path, _, is_random = model.partition(":random")
+    if (epath.Path(path) / "config.json").exists() and (epath.Path(path) / "run.json").exists():
+        return RunEmbedder(path, mesh, random=0 if model.endswith(":random") else None)
+    load: Any = getattr(jaxclip, "load", None)
+    if load is None or is_random:
+        raise FileNotFoundError(f"--model ({model}) holds no run of jaxclip.train.")
+    return load(model)
+
+
+def model_name(model: str, embedder: Embedder) -> str:
+    step = getattr(embedder, "step", 0)
+    return epath.Path(model).name + (f" step {step}" if step else "")
+
+
+def _default_out(model: str) -> epath.Path:
+    return epath.Path(model.removesuffix(":random")) / "evaluation" / _SPLIT.value
+
+
+def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
+    """Splits of each set that is there, and a line on each that is not."""
+    found, missing = [], []
+    for name in _SET.value:
+        if name not in DECLARED:
+            raise ValueError(f"--set ({name}) must be one of {', '.join(DECLARED)}.")
+        try:
+            splits = open_set(name, DECLARED[name], _SETS_DIR.value or ".")
+            if _SPLIT.value not in splits:
+                raise FileNotFoundError(f"{name} has no {_SPLIT.value} split: {', '.join(splits)}.")
+            found.append(splits)
+        except FileNotFoundError as error:
+            missing.append(f"Skipped: {error}")
+    if _DATA.value or not _SET.value:
+        config, prompt_files = _data_config(model)
+        needed = {"train", "validation"} if "probe" in _SUITE.value else set()
+        by_split = {
+            split: of_dataset(config, split, prompt_files, _TEMPLATES.value)
+            for split in sorted(needed | {_SPLIT.value})
+        }
+        for i in range(len(config.path)):
+            found.append({split: sets[i] for split, sets in by_split.items()})
+    return found, missing
+
+
+def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
+    path = epath.Path(model.removesuffix(":random"))
+    is_run = (path / "config.json").exists() and (path / "run.json").exists()
+    data, prompt_files = DataConfig(), ()
+    if is_run:
+        config = load_config(path)
+        data, prompt_files = config.data, config.eval.zero_shot
+    if _DATA.value:
+        data.path, data.weights = tuple(_DATA.value), ()
+    if not data.path:
+        raise ValueError(f"--data is not set, and {model} is no run that has some. Set it.")
+    return data, tuple(_ZERO_SHOT.value) or prompt_files
+
+
+def _compare(files: Sequence[str]) -> None:
+    if len(files) != 2:
+        raise ValueError(f"--compare was given {len(files)} times. Name two results.")
+    rows = results.compared(*(results.read(file) for file in files))
+    if not rows:
+        raise ValueError(f"{files[0]} and {files[1]} have no set and metric in common.")
+    print(*results.compared_lines(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""A page with pictures; see write_page."""
