@@ -124,11 +124,13 @@ def _default_out(model: str) -> epath.Path:
 def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
     """Splits of each set that is there, and a line on each that is not."""
     found, missing = [], []
+    needed = ("train", "validation") if "probe" in _SUITE.value else ()
+    needed = sorted({*needed, _SPLIT.value})
     for name in _SET.value:
         if name not in DECLARED:
             raise ValueError(f"--set ({name}) must be one of {', '.join(DECLARED)}.")
         try:
-            splits = open_set(name, DECLARED[name], _SETS_DIR.value or ".")
+            splits = open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed)
             if _SPLIT.value not in splits:
                 raise FileNotFoundError(f"{name} has no {_SPLIT.value} split: {', '.join(splits)}.")
             found.append(splits)
@@ -136,10 +138,8 @@ def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
             missing.append(f"Skipped: {error}")
     if _DATA.value or not _SET.value:
         config, prompt_files = _data_config(model)
-        needed = {"train", "validation"} if "probe" in _SUITE.value else set()
         by_split = {
-            split: of_dataset(config, split, prompt_files, _TEMPLATES.value)
-            for split in sorted(needed | {_SPLIT.value})
+            split: of_dataset(config, split, prompt_files, _TEMPLATES.value) for split in needed
         }
         for i in range(len(config.path)):
             found.append({split: sets[i] for split, sets in by_split.items()})

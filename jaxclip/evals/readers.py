@@ -8,6 +8,7 @@ A layout says where things are; `rows(layout, root)` yields one dict an image:
 
 import csv
 import dataclasses
+import functools
 import gzip
 import json
 import re
@@ -82,7 +83,13 @@ Layout = Table | Folders | Npz | Parquet | Tfds
 
 def rows(layout: Layout, root: Path) -> Iterator[Row]:
     """Raises FileNotFoundError: what the layout names is not there."""
-    read = {Table: _table, Folders: _folders, Npz: _npz, Parquet: _parquet, Tfds: _tfds}
+    read: dict[type, Any] = {
+        Table: _table,
+        Folders: _folders,
+        Npz: _npz,
+        Parquet: _parquet,
+        Tfds: _tfds,
+    }
     return read[type(layout)](layout, root)
 
 
@@ -109,11 +116,16 @@ def open_image(image: Any, root: Path) -> bytes | np.ndarray:
 
 
 def _read_member(file: Path, name: str) -> bytes:
-    with zipfile.ZipFile(file) as archive, archive.open(name) as member:
+    with _zip(file).open(name) as member:  # a ZipFile may be read by several threads
         data = member.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"{name} in {file} is larger than {MAX_FILE_BYTES} bytes: no picture.")
     return data
+
+
+@functools.lru_cache(maxsize=4)  # the directory of a zip is read once
+def _zip(file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(file)
 
 
 def _table(layout: Table, root: Path) -> Iterator[Row]:
@@ -138,7 +150,8 @@ def _fill(template: str, line: Row) -> str:
     if "{" not in template:
         return str(line[template] or "") if template else ""
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
-    return template.format(**{name: "" if line[name] is None else line[name] for name in fields})
+    values: dict[str, Any] = {name: "" if line[name] is None else line[name] for name in fields}
+    return template.format_map(values)
 
 
 def _label(layout: Table, line: Row) -> Any:
@@ -172,8 +185,7 @@ def _lines(file: Path) -> Iterator[Row]:
 def _folders(layout: Folders, root: Path) -> Iterator[Row]:
     if layout.zip:
         file = root / layout.zip
-        with zipfile.ZipFile(file) as archive:
-            found = [(name, (file, name)) for name in sorted(archive.namelist())]
+        found = [(name, (file, name)) for name in sorted(_zip(file).namelist())]
     else:
         files = sorted(path for path in root.rglob("*") if path.is_file())
         found = [(path.relative_to(root).as_posix(),) * 2 for path in files]

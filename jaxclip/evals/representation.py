@@ -99,7 +99,7 @@ def cka(x_NE: np.ndarray, y_ND: np.ndarray) -> float:
     With the unbiased HSIC (Song et al. 2007; Nguyen et al. 2021, arXiv:2010.15327, eq. 3): the
     plain one (Kornblith et al. 2019) goes to 1 for unrelated ones when N is not much above E.
     """
-    kernels = [np.float64(x) @ np.float64(x).T for x in (x_NE, y_ND)]
+    kernels = [x @ x.T for x in (x_NE.astype(np.float64), y_ND.astype(np.float64))]
     for kernel in kernels:
         np.fill_diagonal(kernel, 0)
     xy, xx, yy = (_hsic(kernels[i], kernels[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
@@ -118,14 +118,14 @@ def describe(image_NE: np.ndarray, text_NE: np.ndarray | None, seed: int = 0) ->
     """All of the above for one set; of at most SAMPLES pairs, drawn by the seed."""
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(image_NE))[:SAMPLES])
-    image_NE = np.float64(image_NE[chosen])
+    image_NE = image_NE[chosen].astype(np.float64)
     found = {
         "image_uniformity": uniformity(image_NE),
         "image_effective_rank": effective_rank(image_NE),
     }
     if text_NE is None:
         return found
-    text_NE = np.float64(text_NE[chosen])
+    text_NE = text_NE[chosen].astype(np.float64)
     discrepancy = mmd(image_NE, text_NE, seed=seed)
     return found | {
         "text_uniformity": uniformity(text_NE),

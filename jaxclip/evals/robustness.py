@@ -53,8 +53,8 @@ def _jpeg(pixels, level, rng):
 
 def _resolution(pixels, level, rng):
     height, width = pixels.shape[:2]
-    small = (max(1, round(side * RESOLUTION[level])) for side in (height, width))
-    return resize(resize(pixels, *small, "area"), height, width, "bicubic")
+    h, w = (max(1, round(side * RESOLUTION[level])) for side in (height, width))
+    return resize(resize(pixels, h, w, "area"), height, width, "bicubic")
 
 
 CORRUPTIONS: dict[str, Callable] = {

@@ -114,8 +114,13 @@ def of_dataset(
     return found
 
 
-def open_set(name: str, declaration: Declaration, sets_dir: epath.PathLike) -> dict[str, EvalSplit]:
-    """All splits of a declared set that lies in SETS_DIR/NAME.
+def open_set(
+    name: str,
+    declaration: Declaration,
+    sets_dir: epath.PathLike,
+    splits: Sequence[str] = SPLITS,
+) -> dict[str, EvalSplit]:
+    """Those of `splits` that a declared set, which lies in SETS_DIR/NAME, has.
 
     Raises:
       FileNotFoundError: it is not there; says where to get it.
@@ -143,7 +148,7 @@ def open_set(name: str, declaration: Declaration, sets_dir: epath.PathLike) -> d
             by_split[row["split"]].append(row)
     return {
         split: _eval_split(name, declaration, split, by_split[split], root, dict(left_out))
-        for split in SPLITS
+        for split in splits
         if by_split[split]
     }
 
