@@ -32,10 +32,12 @@ class Table:
     file: str
     image: str  # path inside the root, of columns: "images/{image}.jpg"
     label: str = ""  # column of the class
+    one_hot: tuple[str, ...] = ()  # columns of the classes, of which one holds 1
     findings: tuple[str, ...] = ()  # columns that hold 1 where the finding is there
     findings_list: str = ""  # column with a list of findings, as ['a', 'b'] or a|b
     caption: str = ""  # columns, as `image`
     group: str = ""  # article or patient, as `image`
+    group_pattern: str = ".*"  # what of the group's text is the group, a regex
     study: str = ""
     split: str = ""  # column
 
@@ -135,7 +137,7 @@ def _table(layout: Table, root: Path) -> Iterator[Row]:
                 "image": _fill(layout.image, line),
                 "label": _label(layout, line),
                 "caption": _fill(layout.caption, line).strip(),
-                "group": _fill(layout.group, line),
+                "group": _group(layout, _fill(layout.group, line)),
                 "study": _fill(layout.study, line),
                 "split": line[layout.split].strip() if layout.split else "",
             }
@@ -154,9 +156,15 @@ def _fill(template: str, line: Row) -> str:
     return template.format_map(values)
 
 
+def _group(layout: Table, text: str) -> str:
+    match = re.search(layout.group_pattern, text)
+    return match[0] if match else text
+
+
 def _label(layout: Table, line: Row) -> Any:
-    if layout.findings:
-        return tuple(name for name in layout.findings if line[name] in ("1", "1.0", 1, 1.0))
+    if columns := layout.findings or layout.one_hot:
+        found = tuple(name for name in columns if line[name] in ("1", "1.0", 1, 1.0))
+        return found if layout.findings else "".join(found[:1])
     if layout.findings_list:
         text = str(line[layout.findings_list] or "")
         return tuple(

@@ -37,6 +37,7 @@ class Declaration:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as found -> as in prompts
     excluded: tuple[str, ...] = ()  # labels that are left out, and counted
     split: str = "hash"  # official | hash (of the group, 90/5/5) | a split's name: all are that
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)  # official names -> ours
     note: str = ""  # what to know before quoting a number
 
 
@@ -134,18 +135,22 @@ def open_set(
     if not found:
         raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
     by_split = collections.defaultdict(list)
-    left_out = collections.Counter()
+    left_out, seen = collections.Counter(), set()
     classes = load_prompts(declaration.prompts)["classes"] if declaration.prompts else None
     for row in found:
         row["split"] = _split(name, declaration, row)
         if classes is not None:
             row["label"] = _as_declared(declaration, list(classes), row["label"])
-        if row["label"] is None:
+        image = row["image"] if isinstance(row["image"], str | tuple) else None
+        if image is not None and image in seen:  # RSNA: a row a box
+            left_out["image in an earlier row"] += 1
+        elif row["label"] is None:
             left_out["label excluded by the declaration"] += 1
         elif classes is None and not row["caption"]:
             left_out["no caption"] += 1
         else:
             by_split[row["split"]].append(row)
+        seen.add(image)
     return {
         split: _eval_split(name, declaration, split, by_split[split], root, dict(left_out))
         for split in splits
@@ -159,9 +164,10 @@ def _missing(name: str, declaration: Declaration, root: Path, why: str) -> str:
 
 def _split(name: str, declaration: Declaration, row: dict) -> str:
     if declaration.split == "official":
-        if row["split"] not in SPLIT_NAMES:
-            raise ValueError(f"{name}: split {row['split']!r} must be one of {set(SPLIT_NAMES)}.")
-        return SPLIT_NAMES[row["split"]]
+        known = declaration.splits or SPLIT_NAMES
+        if row["split"] not in known:
+            raise ValueError(f"{name}: split {row['split']!r} must be one of {', '.join(known)}.")
+        return known[row["split"]]
     if declaration.split == "hash":
         return split_of(row["group"] or str(row["image"]))
     return declaration.split
@@ -171,7 +177,7 @@ def _as_declared(declaration: Declaration, classes: list[str], label: Any) -> An
     """A label as in the prompt file; a number counts its classes; None if it is excluded."""
     if isinstance(label, tuple):
         named = [_as_declared(declaration, classes, one) for one in label]
-        return tuple(one for one in named if one is not None)
+        return tuple(one for one in named if one in classes)  # others are not scored
     if label in declaration.excluded:
         return None
     label = declaration.labels.get(label, label)
