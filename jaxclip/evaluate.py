@@ -5,14 +5,17 @@ r"""Scores one model or several, ours or anybody's, on a suite of evaluators.
         --suite=retrieval,zero_shot,probe,representation,robustness --out=RESULTS --page
     python -m jaxclip.evaluate --compare=RESULTS_A --compare=RESULTS_B
 
-A model is the folder of a run, RUN:random (its model with random parameters: what chance looks
-like), or any checkpoint that jaxclip.load reads. Sets are the run's own datasets, --data=DATASET or
---set=NAME of evals/declared.py, in --sets_dir/NAME; one that is missing is named with the place to
-get it, and the others are scored. Embeddings are kept by content: a second evaluator, or a restart,
-does not embed again. Writes results.parquet, results.json and, with --page, index.html.
+A model is the folder of a run, any checkpoint that jaxclip.load reads, or RUN:random, the model of
+a run with random parameters, of 8 seeds: what chance looks like. A,B,C are seeds of one recipe:
+their mean is reported, with an interval over images and seeds. Sets are the run's own datasets,
+--data=DATASET or --set=NAME of evals/declared.py, in --sets_dir/NAME; one that is missing is named
+with the place to get it, and the others are scored. Embeddings are kept by content: a second
+evaluator, or a restart, does not embed again. Writes results.parquet, results.json and, with
+--page, index.html.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +56,7 @@ _DRAWS = flags.DEFINE_integer("draws", DRAWS, "Of the bootstrap.", lower_bound=0
 _OUT = flags.DEFINE_string("out", "", "Where results go; default: RUN/evaluation/SPLIT.")
 _CACHE = flags.DEFINE_string("cache", "", "Where embeddings are kept; default: OUT/embeddings.")
 _PAGE = flags.DEFINE_bool("page", False, "Also a page with pictures: OUT/index.html.")
+RANDOM_SEEDS = 8
 _COMPARE = flags.DEFINE_multi_string("compare", [], "Two results to compare, instead of scoring.")
 
 
@@ -71,45 +75,71 @@ def main(argv: Sequence[str]) -> None:
     )
     splits, missing = _open_sets(_MODEL.value[0])
     mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
-    rows, embedded = [], []
+    directory = epath.Path(_CACHE.value or out / "embeddings")
+    rows, pages = [], []
     for model in _MODEL.value:
-        embedder = load_embedder(model, mesh)
-        cache = EmbeddingCache(embedder, _CACHE.value or out / "embeddings")
-        for of_splits in splits:
-            found = evaluate_split(cache, of_splits, _SPLIT.value, options)
-            scored = of_splits[_SPLIT.value]
-            name = model_name(model, embedder)
-            rows += results.rows_of(
-                found, model=name, set_name=scored.name, split=_SPLIT.value,
-                identity=scored.identity, draws=_DRAWS.value,
-            )  # fmt: skip
-            embedded.append((name, cache, of_splits))
+        of_seeds = []
+        for one in seeds_of(model):
+            cache = EmbeddingCache(load_embedder(one, mesh), directory)
+            of_seeds.append([])
+            for of_splits in splits:
+                scored = of_splits[_SPLIT.value]
+                found = evaluate_split(cache, of_splits, _SPLIT.value, options)
+                of_seeds[-1] += results.rows_of(
+                    found, model=model_name(one, cache.embedder), set_name=scored.name,
+                    split=scored.split, identity=scored.identity, draws=_DRAWS.value,
+                )  # fmt: skip
+                if len(of_seeds) == 1:
+                    pages.append((model_name(one, cache.embedder), cache, scored))
+        name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
+        rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
+    left_out = {s[_SPLIT.value].name: s[_SPLIT.value].left_out for s in splits}
     if jax.process_index() == 0:
-        about = {"environment": environment(), "missing": missing}
+        about = {"environment": environment(), "missing": missing, "left_out": left_out}
         about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
         results.write(rows, out, about)
-        print(*results.summary(rows), *missing, f"Written to {out}", sep="\n")
+        print(*results.summary(rows), sep="\n")
+        for name, reasons in left_out.items():
+            print(*(f"Left out of {name}: {n:,} ({why})" for why, n in reasons.items()), sep="\n")
+        print(*missing, f"Written to {out}", sep="\n")
         if _PAGE.value:
             from jaxclip.evals.page import write_page
 
-            print("Page:", write_page(out, rows, embedded, _SPLIT.value, options))
+            print("Page:", write_page(out, rows, pages, options.templates))
     if not rows:
         raise ValueError("No set could be scored: all of them are missing, see above.")
 
 
+def seeds_of(model: str) -> list[str]:
+    """`"A,B"` -> A, B; `"RUN:random"` -> RUN:random0 to RUN:random7."""
+    if model.endswith(":random"):
+        return [f"{model}{seed}" for seed in range(RANDOM_SEEDS)]
+    return model.split(",")
+
+
 def load_embedder(model: str, mesh: Mesh) -> Embedder:
-    """A run, RUN:random, or what jaxclip.load reads.
+    """A run, RUN:randomSEED, or what jaxclip.load reads.
 
     Raises:
       FileNotFoundError: there is no such thing.
     """
-    path, _, is_random = model.partition(":random")
-    if (epath.Path(path) / "config.json").exists() and (epath.Path(path) / "run.json").exists():
-        return RunEmbedder(path, mesh, random=0 if model.endswith(":random") else None)
+    path, is_random, seed = model.partition(":random")
+    if is_run(path):
+        embedder = _run_embedder(path, mesh)
+        return embedder.randomised(int(seed)) if is_random else embedder
     load: Any = getattr(jaxclip, "load", None)
     if load is None or is_random:
         raise FileNotFoundError(f"--model ({model}) holds no run of jaxclip.train.")
     return load(model)
+
+
+@functools.lru_cache(maxsize=1)  # random seeds of a run share its compiled functions
+def _run_embedder(path: str, mesh: Mesh) -> RunEmbedder:
+    return RunEmbedder(path, mesh)
+
+
+def is_run(path: epath.PathLike) -> bool:
+    return all((epath.Path(path) / file).exists() for file in ("config.json", "run.json"))
 
 
 def model_name(model: str, embedder: Embedder) -> str:
@@ -118,7 +148,11 @@ def model_name(model: str, embedder: Embedder) -> str:
 
 
 def _default_out(model: str) -> epath.Path:
-    return epath.Path(model.removesuffix(":random")) / "evaluation" / _SPLIT.value
+    return _first(model) / "evaluation" / _SPLIT.value
+
+
+def _first(model: str) -> epath.Path:
+    return epath.Path(seeds_of(model)[0].partition(":random")[0])
 
 
 def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
@@ -147,10 +181,9 @@ def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
 
 
 def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
-    path = epath.Path(model.removesuffix(":random"))
-    is_run = (path / "config.json").exists() and (path / "run.json").exists()
+    path = _first(model)
     data, prompt_files = DataConfig(), ()
-    if is_run:
+    if is_run(path):
         config = load_config(path)
         data, prompt_files = config.data, config.eval.zero_shot
     if _DATA.value:

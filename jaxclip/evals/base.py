@@ -44,7 +44,7 @@ class Measured:
     num_units: int
     group_U: np.ndarray  # units of one article or patient are drawn together
     chance: dict[str, float] = dataclasses.field(default_factory=dict)  # by metric
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # not metrics: sizes, ...
+    counts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the whole: no draws
 
     def values(self) -> dict[str, float]:
         return self.metrics(np.arange(self.num_units))

@@ -67,7 +67,7 @@ DECLARED: dict[str, Declaration] = {
         licence="as on its page",
         layout=Table(file="DeepEyeNet_test.json", image="{key}", caption="clinical-description"),
         split="test",
-        note="Descriptions repeat often: with one right answer a query most of them count as wrong.",
+        note="Descriptions repeat often: counting one right answer a query is far too strict.",
     ),
     "ham10000": Declaration(
         title="HAM10000, dermatoscopy",

@@ -8,6 +8,7 @@ Shape letters: N images, C classes, E embedding, L strengths, K neighbours.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,11 @@ def fit(x_NE: jax.Array, target_NC: jax.Array, l2_L: jax.Array, several: bool) -
 
         def step(carry):
             w, state, _, count = carry
-            value, grad = value_and_grad(w, state=state)
+            value, gradient = value_and_grad(w, state=state)
+            grad: Any = gradient
             updates, state = optimizer.update(grad, state, w, value=value, grad=grad, value_fn=loss)
-            return optax.apply_updates(w, updates), state, jnp.max(jnp.abs(grad)), count + 1
+            moved: Any = optax.apply_updates(w, updates)
+            return moved, state, jnp.max(jnp.abs(grad)), count + 1
 
         def goes_on(carry):
             return (carry[2] > 1e-5) & (carry[3] < MAX_STEPS)
@@ -132,9 +135,11 @@ def probe(
                 for part, n in ((train, shots), (validation, min(shots, 4)))
             )
             logits, _ = linear_logits(
-                tuple(x[few] for x in train), tuple(x[few_validation] for x in validation),
-                test[0], several,
-            )  # fmt: skip
+                (train[0][few], train[1][few]),
+                (validation[0][few_validation], validation[1][few_validation]),
+                test[0],
+                several,
+            )
             draws.append(score(f"linear_probe/{name}/{shots}", logits))
         found.append(_mean_of(draws))
     return found

@@ -249,7 +249,7 @@ def _tfds(layout: Tfds, root: Path) -> Iterator[Row]:
             f"{layout.builder} is read with tensorflow-datasets, which is not installed: "
             "pip install tensorflow-datasets."
         ) from None
-    builder = tfds.builder(layout.builder, data_dir=str(root), file_format="array_record")
+    builder: Any = tfds.builder(layout.builder, data_dir=str(root), file_format="array_record")
     if not Path(builder.data_dir).exists():
         raise FileNotFoundError(f"{builder.data_dir} is not there.")
     for split in builder.info.splits:

@@ -17,7 +17,7 @@ from etils import epath
 
 from jaxclip.data.record import write_atomically
 from jaxclip.evals.base import Measured
-from jaxclip.evals.uncertainty import Interval, bootstrap, compare
+from jaxclip.evals.uncertainty import Interval, bootstrap, compare, percentiles
 
 ROW = pa.schema(
     [
@@ -72,6 +72,29 @@ def rows_of(
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def over_seeds(of_seeds: Sequence[Sequence[Row]], model: str) -> list[Row]:
+    """Rows of several models that differ by their seed -> of their mean, as one model.
+
+    A replicate is the mean over seeds drawn with replacement, on the units of that draw, so the
+    interval has both: which images were looked at, and which seeds were trained.
+    """
+    rows = []
+    for of_one in zip(*of_seeds, strict=True):
+        row: Row = dict(of_one[0]) | {"model": model}
+        assert len({(r["set"], r["evaluator"], r["metric"]) for r in of_one}) == 1
+        row["value"] = float(np.mean([r["value"] for r in of_one]))
+        if row["replicates"]:
+            found = np.array([r["replicates"] for r in of_one])  # [seeds, draws]
+            drawn = np.random.default_rng(row["seed"]).integers(len(found), size=found.shape)
+            replicates_S = np.take_along_axis(found, drawn, axis=0).mean(axis=0)
+            independent = min(row["groups"], len(found))
+            low, high = percentiles(replicates_S, independent)
+            row |= {"low": _number(low), "high": _number(high)}
+            row["replicates"] = replicates_S.tolist()
+        rows.append(row)
+    return rows
 
 
 def write(rows: Sequence[Row], directory: epath.Path, about: Row) -> None:

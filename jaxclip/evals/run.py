@@ -3,6 +3,8 @@
 Shape letters: B rows of a batch, S image size, E embedding.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,39 +28,40 @@ BATCH = 128
 
 
 class RunEmbedder:
-    """The newest checkpoint of a run, or its model with random parameters, on any mesh.
+    """The newest checkpoint of a run, on any mesh.
 
-    Args:
-      random: a seed; None: the checkpoint.
     Raises:
       FileNotFoundError: no run there, or no checkpoint.
     """
 
-    def __init__(self, workdir: epath.PathLike, mesh: Mesh, *, random: int | None = None):
+    def __init__(self, workdir: epath.PathLike, mesh: Mesh):
         self.config = config = load_config(workdir)
         self.mesh = mesh
         self.tokenizer = run_tokenizer(workdir, config.data.tokenizer)
-        self.step = 0
         inputs = model_inputs(config, self.tokenizer)
-        shapes = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
-        sharding = tree_sharding(shapes, mesh)
-        if random is None:
-            like = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding
-            )
-            self.step, self.params = checkpoint.load_params(workdir, like, ema=config.eval.ema)
-        else:
-            init = jax.jit(
-                lambda: clip.init(config.model, inputs, jax.random.key(random)),
-                out_shardings=sharding,
-            )
-            self.params = init()
-        self.logit_scale = float(np.exp(self.params["logit_scale"]))
+        self._init = functools.partial(clip.init, config.model, inputs)
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        self._sharding = tree_sharding(shapes, mesh)
+        like = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self._sharding
+        )
+        self.step, self.params = checkpoint.load_params(workdir, like, ema=config.eval.ema)
         whole = NamedSharding(mesh, PartitionSpec())  # every host reads all of it
         self._image, self._text = (
             jax.jit(_on_mesh(encode, config.model, inputs, mesh), out_shardings=whole)
             for encode in (clip.encode_image, clip.encode_text)
         )
+
+    @property
+    def logit_scale(self) -> float:
+        return float(np.exp(self.params["logit_scale"]))
+
+    def randomised(self, seed: int) -> "RunEmbedder":
+        """The same model with random parameters: what chance looks like."""
+        other = copy.copy(self)
+        init = jax.jit(self._init, out_shardings=self._sharding)
+        other.step, other.params = 0, init(jax.random.key(seed))
+        return other
 
     def encode_image(self, images: Sequence[bytes | np.ndarray]) -> np.ndarray:
         def prepare(part):

@@ -181,6 +181,8 @@ def _as_declared(declaration: Declaration, classes: list[str], label: Any) -> An
     if label in declaration.excluded:
         return None
     label = declaration.labels.get(label, label)
+    if label in classes:
+        return label
     return classes[int(label)] if label.isdigit() and int(label) < len(classes) else label
 
 
