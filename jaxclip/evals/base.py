@@ -24,7 +24,10 @@ ID_FIELDS = ("record", "image_id", "caption_id")
 class Embedder(Protocol):
     """Two functions to one space: our runs, imported checkpoints, in tests random numbers."""
 
-    logit_scale: float  # after exp: what a cosine is multiplied by to be a logit
+    @property
+    def logit_scale(self) -> float:
+        """After exp: what a cosine is multiplied by to be a logit."""
+        ...
 
     def encode_image(self, images: Sequence[bytes | np.ndarray], /) -> np.ndarray:
         """Encoded bytes, or uint8 RGB [H, W, 3] -> unit-norm float32 [B, E]."""
