@@ -26,10 +26,13 @@ MAX_STEPS = 300
 
 
 @functools.partial(jax.jit, static_argnames="several")
-def fit(x_NE: jax.Array, target_NC: jax.Array, l2_L: jax.Array, several: bool) -> jax.Array:
+def fit(
+    x_NE: jax.Array, target_NC: jax.Array, counts_N: jax.Array, l2_L: jax.Array, several: bool
+) -> jax.Array:
     """Weights and biases [L, E + 1, C] that minimise mean loss + l2 / 2 |weights|^2.
 
     Args:
+      counts_N: 1, or 0 for a row that only fills up the array: one shape is one compilation.
       target_NC: one-hot, or with `several` any of C findings.
       several: a sigmoid each instead of one softmax.
     """
@@ -38,7 +41,7 @@ def fit(x_NE: jax.Array, target_NC: jax.Array, l2_L: jax.Array, several: bool) -
     def fit_one(l2):
         def loss(w):
             losses = _losses(x_NE @ w[:-1] + w[-1], target_NC, several)
-            return losses.mean() + l2 / 2 * jnp.sum(w[:-1] ** 2)
+            return losses @ counts_N / counts_N.sum() + l2 / 2 * jnp.sum(w[:-1] ** 2)
 
         optimizer = optax.lbfgs(memory_size=10)
         value_and_grad = optax.value_and_grad_from_state(loss)
@@ -67,16 +70,23 @@ def _losses(logit_NC, target_NC, several):
 
 
 def linear_logits(
-    train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray],
-    test_NE: np.ndarray, several: bool,
-) -> tuple[np.ndarray, float]:  # fmt: skip
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    test_NE: np.ndarray,
+    several: bool,
+    rows: int = 0,
+) -> tuple[np.ndarray, float]:
     """(logits [N, C] of the test images, the strength with the least validation loss).
 
     Args:
       train, validation: (embeddings [N, E], targets [N, C]).
+      rows: fill the training images up to so many, so that few and fewer compile once.
     """
-    x_NE, target_NC = (jnp.asarray(x, jnp.float32) for x in train)
-    w_LEC = np.asarray(fit(x_NE, target_NC, jnp.array(STRENGTHS), several))
+    number = len(train[0])
+    missing = max(rows - number, 0)
+    filled = [jnp.asarray(np.pad(np.float32(x), ((0, missing), (0, 0)))) for x in train]
+    counts_N = jnp.asarray(np.arange(number + missing) < number, jnp.float32)
+    w_LEC = np.asarray(fit(*filled, counts_N, jnp.array(STRENGTHS), several))
     v_NE, v_NC = validation
     losses = [
         float(_losses(v_NE @ w[:-1] + w[-1], np.float32(v_NC), several).mean()) for w in w_LEC
@@ -139,6 +149,7 @@ def probe(
                 (validation[0][few_validation], validation[1][few_validation]),
                 test[0],
                 several,
+                rows=max(SHOTS) * test[1].shape[1],
             )
             draws.append(score(f"linear_probe/{name}/{shots}", logits))
         found.append(_mean_of(draws))

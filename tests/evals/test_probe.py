@@ -20,7 +20,12 @@ def test_the_fit_is_scikit_learns_optimum():
     given, reference = expected("probe")
     strengths = sorted(float(name.rpartition("/")[2]) for name in reference)
     target = np.eye(3, dtype=np.float32)[given["true"]]
-    w_LEC = np.asarray(fit(jnp.array(given["x"]), jnp.array(target), jnp.array(strengths), False))
+    # ten rows that do not count
+    x, target = (
+        np.pad(rows, ((0, 10), (0, 0)), constant_values=3) for rows in (given["x"], target)
+    )
+    counts = jnp.array(np.arange(100) < 90, jnp.float32)
+    w_LEC = np.asarray(fit(jnp.array(x), jnp.array(target), counts, jnp.array(strengths), False))
     for l2, w in zip(strengths, w_LEC, strict=True):
         found = softmax(given["x"] @ w[:-1] + w[-1])
         # weak regularisation is flat around the optimum: gradients of 1e-5 leave 1e-2 in float32
@@ -63,7 +68,7 @@ def test_neighbours_vote():
 
 
 def test_a_whole_probe():
-    train, validation, test = clusters(0, 90), clusters(1, 40), clusters(2, 80)
+    train, validation, test = clusters(0, 60), clusters(1, 40), clusters(2, 80)
     found = {m.name: m for m in probe(train, validation, test, np.arange(80), "toy", False)}
     assert found["linear_probe/toy/all"].values()["accuracy"] > 0.9
     assert found["nearest_neighbours/toy"].values()["accuracy"] > 0.9
