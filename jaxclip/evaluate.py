@@ -33,6 +33,7 @@ from jaxclip.evals.base import Embedder
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
+from jaxclip.evals.representation import SAMPLES, cka
 from jaxclip.evals.retrieval import PROTOCOLS
 from jaxclip.evals.run import RunEmbedder
 from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
@@ -93,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
                     pages.append((model_name(one, cache.embedder), cache, scored))
         name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
         rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
+    rows += _alignments(pages)
     left_out = {s[_SPLIT.value].name: s[_SPLIT.value].left_out for s in splits}
     if jax.process_index() == 0:
         about = {"environment": environment(), "missing": missing, "left_out": left_out}
@@ -108,6 +110,25 @@ def main(argv: Sequence[str]) -> None:
             print("Page:", write_page(out, rows, pages, options.templates))
     if not rows:
         raise ValueError("No set could be scored: all of them are missing, see above.")
+
+
+def _alignments(pages: Sequence[tuple[str, EmbeddingCache, EvalSplit]]) -> list[results.Row]:
+    """CKA of the first model's images of each set with those of every other model."""
+    rows, first = [], {}
+    if "representation" not in _SUITE.value:
+        return rows
+    for name, cache, scored in pages:
+        image_NE = cache.images(scored.content_hash, scored.images)[:SAMPLES]
+        other, other_NE = first.setdefault(scored.name, (name, image_NE))
+        if other != name:
+            rows.append(
+                dict.fromkeys(results.ROW.names)
+                | {"model": name, "set": scored.name, "split": scored.split}
+                | {"evaluator": "representation", "metric": f"image_cka_with_{other}"}
+                | {"value": cka(other_NE, image_NE), "units": len(image_NE)}
+                | {"groups": len(image_NE), "seed": 0, "identity": scored.identity}
+            )
+    return rows
 
 
 def seeds_of(model: str) -> list[str]:

@@ -174,8 +174,12 @@ def test_two_processes_save_and_one_resumes(undisturbed, tiny_dataset, tmp_path)
 def test_evaluate_gives_the_scores_of_training(undisturbed):
     workdir, _ = undisturbed
     finish(start(None, workdir, "--split=validation", program="jaxclip.evaluate"))
-    found = json.loads((workdir / "scores_validation.json").read_text())
-    assert found == pytest.approx(scores(workdir)[STEPS], abs=1e-6)
+    rows = json.loads((workdir / "evaluation/validation/results.json").read_text())["results"]
+    found = {f"validation/{row['evaluator']}/{row['metric']}": row["value"] for row in rows}
+    trained = {
+        k: v for k, v in scores(workdir)[STEPS].items() if "/chance_" not in k and k != "step"
+    }
+    assert found == pytest.approx(trained, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_dataset, tmp_path):
