@@ -213,8 +213,12 @@ def test_evaluate_gives_the_scores_of_training_on_other_devices(undisturbed):
     workdir, _ = undisturbed
     # 3 devices: batches of 16 rows become 18
     finish(start(None, workdir, "--split=validation", program="jaxclip.evaluate", devices=3))
-    found = json.loads((workdir / "scores_validation.json").read_text())
-    assert found == pytest.approx(scores(workdir)[STEPS], abs=1e-6)
+    rows = json.loads((workdir / "evaluation/validation/results.json").read_text())["results"]
+    found = {f"validation/{row['evaluator']}/{row['metric']}": row["value"] for row in rows}
+    trained = {
+        k: v for k, v in scores(workdir)[STEPS].items() if "/chance_" not in k and k != "step"
+    }
+    assert found == pytest.approx(trained, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_dataset, tmp_path):

@@ -1,11 +1,15 @@
-"""Embedding a split once, for every evaluator to read.
+"""What evaluators take in and give back, and embedding a split once for all of them.
 
-Shape letters: N records, B rows of a batch, E embedding.
+An evaluator is a function of Embeddings (and, where it has prompts, of `encode_text`) to Measured:
+metrics as functions of the units that are counted, so that evals/uncertainty.py can draw the units
+anew. Training and `jaxclip.evaluate` call the same evaluators.
+
+Shape letters: N records, U units (queries, images), B rows of a batch, E embedding.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,6 +21,38 @@ from jaxclip.sharding import put_batch, use_mesh
 ID_FIELDS = ("record", "image_id", "caption_id")
 
 
+class Embedder(Protocol):
+    """Two functions to one space: our runs, imported checkpoints, in tests random numbers."""
+
+    @property
+    def logit_scale(self) -> float:
+        """After exp: what a cosine is multiplied by to be a logit."""
+        ...
+
+    def encode_image(self, images: Sequence[bytes | np.ndarray], /) -> np.ndarray:
+        """Encoded bytes, or uint8 RGB [H, W, 3] -> unit-norm float32 [B, E]."""
+        ...
+
+    def encode_text(self, texts: Sequence[str], /) -> np.ndarray:
+        """Strings -> unit-norm float32 [B, E]."""
+        ...
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Measured:
+    """What an evaluator found on U units."""
+
+    name: str  # image_to_text, zero_shot/mednist, ...
+    metrics: Callable[[np.ndarray], dict[str, float]]  # int [any], indices of units -> metrics
+    num_units: int
+    group_U: np.ndarray  # units of one article or patient are drawn together
+    chance: dict[str, float] = dataclasses.field(default_factory=dict)  # by metric
+    counts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the whole: no draws
+
+    def values(self) -> dict[str, float]:
+        return self.metrics(np.arange(self.num_units))
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Embeddings:
     """A split, embedded, in order of position."""
@@ -26,8 +62,14 @@ class Embeddings:
     record_N: np.ndarray  # int64: positions in the dataset
     image_id_N: np.ndarray  # int64: equal where the image bytes are
     caption_id_N: np.ndarray  # int64: equal where the captions are
+    group_N: np.ndarray | None = None  # article or patient; None: each record is one
+    study_N: np.ndarray | None = (
+        None  # any text of a study is right for its images; None: no studies
+    )
 
     def __post_init__(self):
+        if self.group_N is None:
+            self.group_N = self.record_N
         for field in ("image_NE", "text_NE"):
             bad = ~np.isfinite(getattr(self, field)).all(axis=1)
             if bad.any():  # a NaN is greater than nothing: it would rank first

@@ -1,7 +1,7 @@
-"""All evaluators over one embedding of a split, for training and for evaluate.py."""
+"""Evaluation while training: the evaluators over a split of the run's own datasets."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxclip.config import TrainConfig
 from jaxclip.data.pipeline import eval_batches, open_sources
 from jaxclip.data.text import Tokenizer
-from jaxclip.evals.base import embed_split, make_embed
+from jaxclip.evals.base import Measured, embed_split, make_embed
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
 from jaxclip.models import clip
@@ -76,15 +76,29 @@ def make_evaluate(
             name = f"{config.eval.split}/"
             if len(sources) > 1:
                 name += f"{epath.Path(source.path).name}/"
-            found = {"": retrieval(embeddings)}
+            found = retrieval(embeddings)
+            logit_scale = float(np.exp(params["logit_scale"]))
             for (prompt_name, p), label in zip(prompts, source_labels, strict=True):
-                found[f"zero_shot/{prompt_name}/"] = zero_shot(embeddings, label, p, encode_texts)
-            scores |= {
-                f"{name}{k}{m}": v for k, metrics in found.items() for m, v in metrics.items()
-            }
+                found.append(
+                    zero_shot(
+                        embeddings, label, p, encode_texts,
+                        name=f"zero_shot/{prompt_name}", logit_scale=logit_scale,
+                    )
+                )  # fmt: skip
+            scores |= {f"{name}{key}": value for key, value in flat(found).items()}
         return scores
 
     return evaluate
+
+
+def flat(found: Iterable[Measured]) -> Scores:
+    """NAME/METRIC, NAME/chance_METRIC where chance is known, NAME/COUNT."""
+    scores = {}
+    for measured in found:
+        values = measured.values() | {f"chance_{k}": v for k, v in measured.chance.items()}
+        values |= measured.counts
+        scores |= {f"{measured.name}/{key}": value for key, value in values.items()}
+    return scores
 
 
 def score_lines(scores: Scores) -> list[str]:
@@ -92,11 +106,9 @@ def score_lines(scores: Scores) -> list[str]:
     lines = []
     for name, value in scores.items():
         group, _, metric = name.rpartition("/")
-        if metric.startswith("chance"):
+        if metric.startswith("chance_"):
             continue
         chance = scores.get(f"{group}/chance_{metric}")
-        if metric == "accuracy":
-            chance = scores.get(f"{group}/chance")
         shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
         lines.append(f"{name}: {shown}" + (f" (chance {chance:.4f})" if chance is not None else ""))
     return lines

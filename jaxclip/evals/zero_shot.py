@@ -1,7 +1,12 @@
 """Zero-shot classification by class names and prompt templates.
 
-A prompt file is JSON: {"label_column": a column of the dataset's metadata.parquet, "source": where
-the prompts are from, "templates": ["an image of {}.", ...], "classes": {label: [names], ...}}.
+A prompt file is JSON:
+
+    {"version": 1, "source": where the prompts are from, "label_column": a column of the labels,
+     "templates": ["an image of {}.", ...], "classes": {label: [names], ...}}
+
+With "negative_templates" (["no {}."]) the set is multi-label: each class is a finding that is there
+or not, and an image's label a set of them. prompts/_templates.json has other templates by name.
 
 Shape letters: N records, C classes, E embedding.
 """
@@ -13,30 +18,41 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxclip.evals.base import Embeddings
+from jaxclip.evals.base import Embeddings, Measured
+from jaxclip.evals.classification import multi_label, single_label
 
 PROMPTS = epath.resource_path("jaxclip") / "evals" / "prompts"
+EncodeText = Callable[[list[str]], np.ndarray]
 
 
-def load_prompts(name_or_path: str) -> dict[str, Any]:
+def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     """A prompt file of ours by name ("mednist"), or any by path.
 
+    Args:
+      templates: a name in prompts/_templates.json, whose templates take the place of the file's:
+        "open_pmc_histology" is what the papers used on every set, chest X-rays too.
     Raises:
       FileNotFoundError: names the files there are.
-      ValueError: the file lacks a field, or a template has no {}.
+      ValueError: the file lacks a field, or a template has no {}; no templates of this name.
     """
     path = epath.Path(name_or_path)
     if not name_or_path.endswith(".json"):
         path = PROMPTS / f"{name_or_path}.json"
     if not path.exists():
-        ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.json")))
+        ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("[!_]*.json")))
         raise FileNotFoundError(f"{path} is no prompt file. Give a path to one, or a name: {ours}.")
     prompts = json.loads(path.read_text())
     for field in ("label_column", "templates", "classes"):
         if not prompts.get(field):
             raise ValueError(f"{path} lacks the field {field!r}.")
-    if bad := [template for template in prompts["templates"] if "{}" not in template]:
-        raise ValueError(f"{path}: the template {bad[0]!r} must have {{}} for the class's name.")
+    if templates:
+        named = json.loads((PROMPTS / "_templates.json").read_text())
+        if templates not in named:
+            raise ValueError(f"templates ({templates!r}) must be one of {', '.join(named)}.")
+        prompts["templates"] = named[templates]["templates"]
+    for template in prompts["templates"] + prompts.get("negative_templates", []):
+        if "{}" not in template:
+            raise ValueError(f"{path}: the template {template!r} must have {{}} for the name.")
     return prompts
 
 
@@ -51,56 +67,65 @@ def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:
 
 
 def class_embeddings(
-    prompts: dict[str, Any], encode_texts: Callable[[list[str]], np.ndarray]
+    prompts: dict[str, Any], encode_text: EncodeText, templates: str = "templates"
 ) -> np.ndarray:
     """Mean over names x templates of the unit-norm text embeddings, made unit-norm again: [C, E].
 
     As CLIP ensembles prompts (Radford et al. 2021, arXiv:2103.00020, section 3.1.4).
 
     Args:
-      encode_texts: texts -> unit-norm embeddings.
+      encode_text: texts -> unit-norm embeddings.
+      templates: the prompt file's field; "negative_templates" for the absence of each class.
     """
     texts = [
-        [template.format(name) for name in names for template in prompts["templates"]]
+        [template.format(name) for name in names for template in prompts[templates]]
         for names in prompts["classes"].values()
     ]
-    embedding_PE = encode_texts([text for of_class in texts for text in of_class])
+    embedding_PE = encode_text([text for of_class in texts for text in of_class])
     ends = np.cumsum([len(of_class) for of_class in texts])[:-1]
     mean_CE = np.stack([of_class.mean(axis=0) for of_class in np.split(embedding_PE, ends)])
     return mean_CE / np.linalg.norm(mean_CE, axis=1, keepdims=True)
+
+
+def class_scores(
+    image_NE: np.ndarray, prompts: dict[str, Any], encode_text: EncodeText
+) -> np.ndarray:
+    """Cosine of each image with each class; multi-label: with its presence less its absence."""
+    score_NC = image_NE @ class_embeddings(prompts, encode_text).T
+    if "negative_templates" in prompts:
+        absent_CE = class_embeddings(prompts, encode_text, "negative_templates")
+        score_NC = score_NC - image_NE @ absent_CE.T
+    return score_NC
 
 
 def zero_shot(
     embeddings: Embeddings,
     labels: np.ndarray,
     prompts: dict[str, Any],
-    encode_texts: Callable[[list[str]], np.ndarray],
-) -> dict[str, float]:
-    """Accuracy of the nearest class.
+    encode_text: EncodeText,
+    *,
+    name: str = "zero_shot",
+    logit_scale: float = 100.0,
+) -> Measured:
+    """The nearest class, see classification.single_label; for findings, multi_label.
 
     Args:
-      labels: of all records of the dataset, by position.
-    Returns:
-      accuracy; balanced_accuracy, the mean over classes of their recall; chance, of the largest
-      class; and the count images. A tie between classes is an error.
+      labels: of all records of the dataset, by position: a class's label each; multi-label: a
+        sequence of the labels of the findings.
+      logit_scale: what a cosine is multiplied by to be a logit: calibration depends on it.
     Raises:
       ValueError: a record's label is not a class of the prompt file.
     """
-    classes = list(prompts["classes"])
+    classes = {label: c for c, label in enumerate(prompts["classes"])}
+    score_NC = class_scores(embeddings.image_NE, prompts, encode_text) * logit_scale
+    group_N = np.asarray(embeddings.group_N)
     label_N = labels[embeddings.record_N]
+    if "negative_templates" in prompts:
+        check_labels(np.array([x for found in label_N for x in found], object), prompts)
+        true_NC = np.zeros(score_NC.shape, bool)
+        for row, found in enumerate(label_N):
+            true_NC[row, [classes[label] for label in found]] = True
+        return multi_label(name, 1 / (1 + np.exp(-score_NC.astype(np.float64))), true_NC, group_N)
     check_labels(label_N, prompts)
-    class_CE = class_embeddings(prompts, encode_texts)
-    score_NC = embeddings.image_NE @ class_CE.T
-    true_N = np.array([classes.index(label) for label in label_N])
-    rows = np.arange(len(true_N))
-    others_NC = score_NC.copy()
-    others_NC[rows, true_N] = -np.inf
-    correct_N = score_NC[rows, true_N] > others_NC.max(axis=1)
-    present = np.unique(true_N)
-    return {
-        "accuracy": float(correct_N.mean()),
-        "balanced_accuracy": float(np.mean([correct_N[true_N == c].mean() for c in present])),
-        "chance_balanced_accuracy": 1 / len(classes),
-        "chance": float(np.bincount(true_N).max() / len(true_N)),
-        "images": len(true_N),
-    }
+    true_N = np.array([classes[label] for label in label_N])
+    return single_label(name, score_NC, true_N, group_N)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxclip.evals.base import Embeddings
+from jaxclip.evals.zero_shot import PROMPTS as PROMPT_FOLDER
 from jaxclip.evals.zero_shot import class_embeddings, load_prompts, zero_shot
 
 PROMPTS = {
@@ -58,16 +59,60 @@ def test_accuracy_by_hand():
         labels, PROMPTS, encode_texts,
     )  # fmt: skip
     # the last one scores 0 for every class: a tie is an error
-    assert found["accuracy"] == 2 / 4
-    assert found["balanced_accuracy"] == pytest.approx((1 / 3 + 1) / 2)  # CT, MRI; no X-ray here
-    assert found["chance"] == 3 / 4 and found["images"] == 4
+    assert found.values()["accuracy"] == 2 / 4
+    assert found.values()["balanced_accuracy"] == pytest.approx((1 / 3 + 1) / 2)  # no X-ray here
+    assert found.chance["accuracy"] == 3 / 4 and found.counts["images"] == 4
 
 
 def test_unknown_label():
     labels = np.array(["ct", "pet"], object)
     with pytest.raises(ValueError, match=r"column 'modality' .* \['pet'\].* classes: ct, mri, xr"):
         zero_shot(embedded([[1, 0, 0]], [1]), labels, PROMPTS, encode_texts)
-    assert zero_shot(embedded([[1, 0, 0]], [0]), labels, PROMPTS, encode_texts)["accuracy"] == 1
+    found = zero_shot(embedded([[1, 0, 0]], [0]), labels, PROMPTS, encode_texts)
+    assert found.values()["accuracy"] == 1
+
+
+def test_calibration_is_at_the_models_temperature():
+    # cosines 1 and 0 with X-ray and MRI; with CT 1/10^.5, which does not matter at scale 1000
+    images, labels = embedded([[0, 1, 0]] * 2, [0, 1]), np.array(["xray", "mri"], object)
+    sharp = zero_shot(images, labels, PROMPTS, encode_texts, logit_scale=1000.0).values()
+    assert sharp["calibration_error"] == pytest.approx(1 / 2)  # sure, and right half of the time
+    flat = zero_shot(images, labels, PROMPTS, encode_texts, logit_scale=0.0).values()
+    # a third for each class: a tie, so wrong both times
+    assert flat["calibration_error"] == pytest.approx(1 / 3)
+
+
+def test_findings_are_scored_against_their_absence():
+    prompts = {
+        "label_column": "findings", "templates": ["{}"], "negative_templates": ["no {}"],
+        "classes": {"effusion": ["effusion"], "fracture": ["fracture"]},
+    }  # fmt: skip
+    texts = {"effusion": [1, 0], "no effusion": [0, 1], "fracture": [0, 1], "no fracture": [0, 1]}
+    labels = np.empty(3, object)
+    labels[:] = [("effusion",), ("effusion", "fracture"), ()]
+    found = zero_shot(
+        embedded([[1, 0], [0.8, 0.6], [0, 1]], [0, 1, 2]), labels, prompts,
+        lambda found: np.array([texts[text] for text in found], np.float32),
+    ).values()  # fmt: skip
+    # effusion: .8 - .2, in order; fracture is as near as its absence everywhere: all ties
+    assert found["auroc"] == (1 + 1 / 2) / 2
+    assert found["macro_f1"] == 1 / 2  # effusion all right, fracture never above one half
+
+
+def test_templates_by_name():
+    prompts = load_prompts("mednist", "open_pmc_histology")
+    assert len(prompts["templates"]) == 4 and "histopathology" in prompts["templates"][0]
+    with pytest.raises(ValueError, match="templates .'histology'. must be one of open_pmc_hist"):
+        load_prompts("mednist", "histology")
+
+
+def test_every_prompt_file_loads():
+    files = [file.stem for file in PROMPT_FOLDER.glob("[!_]*.json")]
+    for file in files:
+        prompts = load_prompts(file)
+        assert prompts["source"] and prompts["version"] >= 1, file
+        names = [name for names in prompts["classes"].values() for name in names]
+        assert len(names) == len(set(names)), f"{file}: two classes have one name"
 
 
 def test_prompt_files(tmp_path):

@@ -1,0 +1,230 @@
+"""The suite of jaxclip.evaluate: named evaluators of one set under one embedder.
+
+Shape letters: N images, C classes, E embedding.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from jaxclip.data.record import hash64, split_of
+from jaxclip.evals import robustness
+from jaxclip.evals.base import Embeddings, Measured
+from jaxclip.evals.embed import EmbeddingCache, embed_set
+from jaxclip.evals.probe import probe
+from jaxclip.evals.representation import describe
+from jaxclip.evals.retrieval import label_retrieval, retrieval
+from jaxclip.evals.sets import EvalSplit
+from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SuiteOptions:
+    suite: tuple[str, ...] = ("retrieval", "zero_shot")
+    protocol: str = "all_right"
+    templates: str = ""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Context:
+    """What an evaluator of the suite is given."""
+
+    cache: EmbeddingCache
+    splits: Mapping[str, EvalSplit]
+    split: str
+    embeddings: Embeddings
+    options: SuiteOptions
+
+    @property
+    def scored(self) -> EvalSplit:
+        return self.splits[self.split]
+
+    def prompts(self, file: str) -> dict:
+        return load_prompts(file, self.options.templates)
+
+    def targets(self, file: str, split: EvalSplit) -> np.ndarray:
+        """bool [N, C]: one-hot, or the findings. Raises ValueError for an unknown label."""
+        prompts = self.prompts(file)
+        several = "negative_templates" in prompts
+        found = [label if several else (label,) for label in split.labels[file]]
+        check_labels(np.array([x for labels in found for x in labels], object), prompts)
+        classes = {label: c for c, label in enumerate(prompts["classes"])}
+        target_NC = np.zeros((len(found), len(classes)), bool)
+        for row, labels in enumerate(found):
+            target_NC[row, [classes[label] for label in labels]] = True
+        return target_NC
+
+
+def evaluate_split(
+    cache: EmbeddingCache, splits: Mapping[str, EvalSplit], split: str, options: SuiteOptions
+) -> list[Measured]:
+    """All evaluators of options.suite on splits[split]; the others are there to train probes on.
+
+    Raises:
+      ValueError: none of them has anything to score there.
+    """
+    embeddings = embed_set(cache, splits[split])
+    context = Context(
+        cache=cache, splits=splits, split=split, embeddings=embeddings, options=options
+    )
+    found = [measured for name in options.suite for measured in EVALUATORS[name](context)]
+    if not found:
+        scored = splits[split]
+        raise ValueError(
+            f"{scored.name} has nothing for --suite={','.join(options.suite)}: "
+            f"captions {scored.captions is not None}, labels {list(scored.labels) or None}."
+        )
+    return found
+
+
+def _retrieval(context: Context) -> list[Measured]:
+    found = []
+    if context.scored.captions is not None:
+        found = retrieval(context.embeddings, context.options.protocol)
+    for file in context.scored.labels:
+        target_NC = context.targets(file, context.scored)
+        if "negative_templates" not in context.prompts(file):
+            measured = label_retrieval(
+                context.embeddings.image_NE, target_NC.argmax(axis=1),
+                np.asarray(context.embeddings.group_N),
+            )  # fmt: skip
+            measured.name += f"/{file}"
+            found.append(measured)
+    return found
+
+
+def _zero_shot(context: Context, embeddings: Embeddings | None = None) -> list[Measured]:
+    return [
+        zero_shot(
+            embeddings or context.embeddings, labels, context.prompts(file), context.cache.texts,
+            name=f"zero_shot/{file}", logit_scale=float(context.cache.embedder.logit_scale),
+        )
+        for file, labels in context.scored.labels.items()
+    ]  # fmt: skip
+
+
+def _probe(context: Context) -> list[Measured]:
+    found = []
+    for file in context.scored.labels:
+        if "train" not in context.splits:
+            raise ValueError(f"{context.scored.name} has no train split to fit a probe on.")
+        train = context.splits["train"]
+        image_NE = context.cache.images(train.content_hash, train.images)
+        target_NC = context.targets(file, train)
+        if context.split != "validation" and "validation" in context.splits:
+            held = context.splits["validation"]
+            validation = (
+                context.cache.images(held.content_hash, held.images), context.targets(file, held)
+            )  # fmt: skip
+            fitted = image_NE, target_NC
+        else:  # a fifth of the train split, by group
+            groups = np.arange(len(image_NE)) if train.groups is None else train.groups
+            is_held = np.array([split_of(str(g), (0.8, 0.2, 0)) != "train" for g in groups])
+            fitted = image_NE[~is_held], target_NC[~is_held]
+            validation = image_NE[is_held], target_NC[is_held]
+        found += probe(
+            fitted, validation,
+            (context.embeddings.image_NE, context.targets(file, context.scored)),
+            np.asarray(context.embeddings.group_N), file,
+            "negative_templates" in context.prompts(file),
+        )  # fmt: skip
+    return found
+
+
+def _representation(context: Context) -> list[Measured]:
+    text_NE = context.embeddings.text_NE if context.scored.captions is not None else None
+    found = describe(context.embeddings.image_NE, text_NE)
+    # of the whole set: nothing here is a mean over units, so there are no draws
+    return [
+        Measured(
+            name="representation", metrics=lambda units: {}, num_units=len(context.scored.images),
+            group_U=np.asarray(context.embeddings.group_N), counts=dict(found),
+        )
+    ]  # fmt: skip
+
+
+def _robustness(context: Context) -> list[Measured]:
+    """Retrieval and zero-shot under each corruption and severity, and the mean relative drop."""
+    scored, found = context.scored, []
+    clean = _corrupted(context, "", 0)
+    for corruption in robustness.CORRUPTIONS:
+        harder = [_corrupted(context, corruption, s) for s in robustness.SEVERITIES]
+        found += _drops(f"robustness/{corruption}", clean, harder)
+    if scored.captions is None:
+        return found
+    clean = _perturbed(context, "word_order", 0)
+    for perturbation in robustness.PERTURBATIONS:
+        harder = [_perturbed(context, perturbation, s) for s in robustness.SEVERITIES]
+        found += _drops(f"robustness/{perturbation}", clean, harder)
+    return found
+
+
+def _corrupted(context: Context, corruption: str, severity: int) -> list[Measured]:
+    scored = context.scored
+    name = f"{scored.content_hash} {corruption} {severity}" if severity else scored.content_hash
+    image_NE = context.cache.images(
+        f"{name} at {robustness.SHORT_SIDE}", _Corrupted(scored.images, corruption, severity)
+    )
+    embeddings = dataclasses.replace(context.embeddings, image_NE=image_NE)
+    found = _zero_shot(context, embeddings)
+    return found + (retrieval(embeddings)[:1] if scored.captions is not None else [])
+
+
+def _perturbed(context: Context, perturbation: str, severity: int) -> list[Measured]:
+    captions = context.scored.captions or []
+    texts = [
+        robustness.perturb_caption(text, perturbation, severity, hash64(text) % 2**32)
+        for text in captions
+    ]
+    embeddings = dataclasses.replace(context.embeddings, text_NE=context.cache.texts(texts))
+    return retrieval(embeddings)[1:]
+
+
+class _Corrupted(Sequence):
+    def __init__(self, images: Sequence[bytes | np.ndarray], corruption: str, severity: int):
+        self.images, self.corruption, self.severity = images, corruption, severity
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return robustness.corrupt_image(self.images[index], self.corruption, self.severity, index)
+
+
+SHOWN = {"accuracy", "auroc", "recall@10"}  # of the metrics, what drops are told of
+
+
+def _drops(name: str, clean: list[Measured], harder: list[list[Measured]]) -> list[Measured]:
+    """SHOWN metrics at each severity, and mean_relative_drop: mean of (clean - it) / clean."""
+
+    def metrics(of_severities, before, units):
+        was = before.metrics(units)
+        scores = [measured.metrics(units) for measured in of_severities]
+        found = {}
+        for metric in sorted(SHOWN & was.keys()):
+            values = [score[metric] for score in scores]
+            found |= {f"{metric}_severity_{s}": v for s, v in enumerate([was[metric], *values])}
+            drop = (was[metric] - np.mean(values)) / was[metric] if was[metric] else np.nan
+            found[f"{metric}_mean_relative_drop"] = float(drop)
+        return found
+
+    return [
+        Measured(
+            name=f"{name}/{before.name}", num_units=before.num_units, group_U=before.group_U,
+            metrics=functools.partial(metrics, [one[i] for one in harder], before),
+        )
+        for i, before in enumerate(clean)
+    ]  # fmt: skip
+
+
+EVALUATORS: dict[str, Callable[[Context], list[Measured]]] = {
+    "retrieval": _retrieval,
+    "zero_shot": _zero_shot,
+    "probe": _probe,
+    "representation": _representation,
+    "robustness": _robustness,
+}

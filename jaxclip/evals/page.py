@@ -1,0 +1,233 @@
+"""One HTML file to look at: results, retrieval examples, neighbours, confusions, a map.
+
+Pictures are inside the file, drawings are SVG, nothing is loaded from elsewhere and no script runs;
+captions and labels are escaped.
+
+Shape letters: N images, M texts, C classes, E embedding.
+"""
+
+import base64
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import simplejpeg
+from etils import epath
+
+from jaxclip.data.image import decode_image, resize
+from jaxclip.data.record import write_atomically
+from jaxclip.evals.base import Embeddings
+from jaxclip.evals.classification import predictions, softmax
+from jaxclip.evals.embed import EmbeddingCache, embed_set
+from jaxclip.evals.representation import plane
+from jaxclip.evals.results import Row, shown
+from jaxclip.evals.sets import EvalSplit
+from jaxclip.evals.zero_shot import class_scores, load_prompts
+
+EXAMPLES, NEAREST, MAPPED = 8, 5, 500
+THUMBNAIL = 120  # pixels
+COLOURS = ("#1b6ca8", "#d1495b")  # images, texts
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222 }
+h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc }
+table { border-collapse: collapse } td, th { padding: .2rem .6rem; text-align: left }
+.results td:nth-child(n+2) { font-variant-numeric: tabular-nums }
+.results tr:nth-child(even) { background: #f5f6f8 }
+figure { display: inline-block; margin: .3rem; width: 130px; vertical-align: top }
+figcaption { font-size: 12px; overflow-wrap: anywhere } img { display: block; max-width: 120px }
+.example { border-top: 1px solid #ddd; padding: .6rem 0; display: flex; gap: 1rem }
+.right { color: #18703c; font-weight: 600 } .wrong { color: #a32035 } ol { margin: 0 }
+svg text { font: 11px system-ui, sans-serif }
+"""
+
+
+def write_page(
+    out: epath.Path,
+    rows: Sequence[Row],
+    scored: Sequence[tuple[str, EmbeddingCache, EvalSplit]],
+    templates: str,
+) -> epath.Path:
+    """Writes OUT/index.html.
+
+    Args:
+      scored: (model's name, its embeddings, the split) of each section.
+    """
+    parts = [f"<h1>Evaluation</h1>{_table(rows)}"]
+    for name, cache, split in scored:
+        embeddings = embed_set(cache, split)
+        parts.append(f"<h2>{_text(name)} on {_text(split.name)}/{_text(split.split)}</h2>")
+        if split.captions is not None:
+            parts += [_retrieval_examples(embeddings, split), _map(embeddings)]
+        parts.append(_neighbours(embeddings, split))
+        for file in split.labels:
+            prompts = load_prompts(file, templates)
+            if "negative_templates" not in prompts:
+                parts.append(_confusions(embeddings, split, file, prompts, cache))
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>jaxclip evaluation</title>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
+    )
+    write_atomically(out / "index.html", page)
+    return out / "index.html"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Metrics with intervals; counts are in results.json."""
+    lines = [
+        f"<tr><td>{_text(row['model'])}<td>{_text(row['set'])}/{_text(row['split'])}"
+        f"<td>{_text(row['evaluator'])}<td>{_text(row['metric'])}<td>{_text(shown(row))}"
+        f"<td>{row['units']:,} / {row['groups']:,}"
+        for row in rows
+        if row["replicates"] is not None or row["evaluator"] == "representation"
+    ]
+    return (
+        "<p>Values with 95&nbsp;% bootstrap intervals in brackets; groups (articles, patients) are "
+        "drawn whole.</p><table class=results><tr><th>Model<th>Set<th>Evaluator<th>Metric<th>Value"
+        f"<th>Units / groups{''.join(lines)}</table>"
+    )
+
+
+def _picture(split: EvalSplit, index: int, caption: str = "", mark: str = "") -> str:
+    image = split.images[index]
+    pixels = decode_image(image) if isinstance(image, bytes) else image
+    scale = THUMBNAIL / max(pixels.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    pixels = resize(np.ascontiguousarray(pixels), height, width, "bicubic")
+    data = base64.b64encode(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 85)).decode()
+    return (
+        f"<figure><img width={width} height={height} alt='image {index}' "
+        f"src='data:image/jpeg;base64,{data}'><figcaption class='{mark}'>{_text(caption)}"
+        "</figcaption></figure>"
+    )
+
+
+def _spread(number: int) -> np.ndarray:
+    """The same few of so many, evenly."""
+    return np.unique(np.linspace(0, number - 1, min(EXAMPLES, number)).astype(int))
+
+
+def _retrieval_examples(embeddings: Embeddings, split: EvalSplit) -> str:
+    captions, first = np.unique(embeddings.caption_id_N, return_index=True)
+    lines = []
+    for query in _spread(len(embeddings.image_NE)):
+        score_M = embeddings.text_NE[first] @ embeddings.image_NE[query]
+        right = set(embeddings.caption_id_N[embeddings.image_id_N == embeddings.image_id_N[query]])
+        order = np.argsort(-score_M, kind="stable")
+        place = 1 + next(i for i, j in enumerate(order) if captions[j] in right)
+        items = "".join(
+            f"<li class={'right' if captions[j] in right else 'wrong'}>{score_M[j]:.3f} "
+            f"{_text(_short(split.captions[first[j]]))}"  # pyright: ignore[reportOptionalSubscript]
+            for j in order[:NEAREST]
+        )
+        picture = _picture(split, query, f"right at place {place}")
+        lines.append(f"<div class=example>{picture}<ol>{items}</ol></div>")
+    return f"<h3>Retrieval: image to text</h3>{''.join(lines)}"
+
+
+def _short(caption: str, chars: int = 200) -> str:
+    return caption if len(caption) <= chars else caption[: chars - 1] + "…"
+
+
+def _neighbours(embeddings: Embeddings, split: EvalSplit) -> str:
+    label_N = next(iter(split.labels.values()), None)
+    lines = []
+    for query in _spread(len(embeddings.image_NE)):
+        score_N = embeddings.image_NE @ embeddings.image_NE[query]
+        score_N[query] = -np.inf
+        near = np.argsort(-score_N, kind="stable")[:NEAREST]
+        name = "" if label_N is None else label_N[query]
+        pictures = [_picture(split, query, f"query {name}")]
+        for j in near:
+            other = "" if label_N is None else label_N[j]
+            mark = "" if label_N is None else "right" if other == name else "wrong"
+            pictures.append(_picture(split, j, f"{score_N[j]:.3f} {other}", mark))
+        lines.append(f"<div class=example>{''.join(pictures)}</div>")
+    return f"<h3>Nearest neighbours</h3>{''.join(lines)}"
+
+
+def _confusions(embeddings, split, file, prompts, cache) -> str:
+    classes = list(prompts["classes"])
+    true_N = np.array([classes.index(label) for label in split.labels[file]])
+    score_NC = class_scores(embeddings.image_NE, prompts, cache.texts)
+    said_N = predictions(score_NC, true_N)
+    share_NC = softmax(score_NC.astype(np.float64) * cache.embedder.logit_scale)
+    confusion_CC = np.zeros((len(classes),) * 2, int)
+    np.add.at(confusion_CC, (true_N, said_N), 1)
+    wrong = np.flatnonzero(said_N != true_N)
+    worst = wrong[np.argsort(-share_NC[wrong, said_N[wrong]], kind="stable")][:EXAMPLES]
+    pictures = [
+        _picture(
+            split, i, f"{classes[true_N[i]]}, taken for {classes[said_N[i]]} "
+            f"({share_NC[i, said_N[i]]:.2f})", "wrong",
+        )
+        for i in worst
+    ]  # fmt: skip
+    return (
+        f"<h3>Zero-shot: {_text(file)}</h3>{_matrix(confusion_CC, classes)}"
+        f"<h3>Hardest confusions</h3>{''.join(pictures) or 'None: every image was right.'}"
+    )
+
+
+def _matrix(confusion_CC: np.ndarray, classes: Sequence[str]) -> str:
+    """Rows: true, with counts; colour: share of the row."""
+    cell, left, top = 46, 170, 130
+    size = cell * len(classes)
+    share_CC = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
+    drawn = []
+    for i, name in enumerate(classes):
+        x, y = left + i * cell + cell / 2, top + i * cell + cell / 2
+        short = _text(name if len(name) <= 24 else name[:23] + "…")
+        drawn.append(f"<text x={left - 8} y={y + 4} text-anchor=end>{short}</text>")
+        drawn.append(
+            f"<text x={x} y={top - 8} transform='rotate(-45 {x} {top - 8})'>{short}</text>"
+        )
+        for j, count in enumerate(confusion_CC[i]):
+            share = share_CC[i, j]
+            ink = "#fff" if share > 0.5 else "#222"
+            fill = ",".join(f"{255 - depth * share:.0f}" for depth in (228, 147, 87))
+            drawn.append(
+                f"<rect x={left + j * cell} y={top + i * cell} width={cell} height={cell} "
+                f"fill='rgb({fill})' stroke='#ddd'/>"
+                f"<text x={left + j * cell + cell / 2} y={y + 4} fill='{ink}' "
+                f"text-anchor=middle>{count}</text>"
+            )
+    return (
+        f"<svg role=img aria-label='confusion matrix' width={left + size + 130} "
+        f"height={top + size + 30}>{''.join(drawn)}"
+        f"<text x={left} y={top + size + 20}>columns: predicted, rows: true</text></svg>"
+    )
+
+
+def _map(embeddings: Embeddings) -> str:
+    """t-SNE of images and texts together, by modality; principal components where it is missing."""
+    chosen = np.linspace(0, len(embeddings.image_NE) - 1, min(MAPPED, len(embeddings.image_NE)))
+    chosen = np.unique(chosen.astype(int))
+    both = np.concatenate([embeddings.image_NE[chosen], embeddings.text_NE[chosen]])
+    if len(chosen) < 5:
+        return ""
+    try:
+        points, method = plane(both), "t-SNE"
+    except ValueError:  # scikit-learn is not installed
+        centered = both - both.mean(axis=0)
+        points = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
+        method = "principal components (t-SNE needs scikit-learn)"
+    low, high = points.min(axis=0), points.max(axis=0)
+    x_N, y_N = (10 + 480 * (points - low) / np.maximum(high - low, 1e-9)).T
+    dots = "".join(
+        f"<circle cx={x:.1f} cy={y:.1f} r=3 fill='{COLOURS[i >= len(chosen)]}' opacity=.6 />"
+        for i, (x, y) in enumerate(zip(x_N, y_N, strict=True))
+    )
+    key = "".join(
+        f"<circle cx=520 cy={20 + 20 * i} r=5 fill='{colour}' /><text x=532 y={24 + 20 * i}>{name}"
+        "</text>"
+        for i, (colour, name) in enumerate(zip(COLOURS, ("images", "texts"), strict=True))
+    )
+    return (
+        f"<h3>Map of both modalities: {method}</h3><svg role=img aria-label='map' width=620 "
+        f"height=500>{dots}{key}</svg>"
+    )

@@ -1,0 +1,201 @@
+"""The tidy table of results: one row a model, set, evaluator and metric.
+
+results.parquet has all of ROW and the bootstrap's replicates; results.json all but those. Two
+tables, of whichever runs and days, are compared by their replicates alone.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from jaxclip.data.record import write_atomically
+from jaxclip.evals.base import Measured
+from jaxclip.evals.uncertainty import Interval, bootstrap, compare, percentiles
+
+ROW = pa.schema(
+    [
+        ("model", pa.string()),
+        ("set", pa.string()),
+        ("split", pa.string()),
+        ("evaluator", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),  # of the 95 % interval; null: not defined
+        ("high", pa.float64()),
+        ("chance", pa.float64()),  # null: not known
+        ("units", pa.int64()),  # queries, images
+        ("groups", pa.int64()),  # articles, patients
+        ("seed", pa.int64()),  # of the bootstrap
+        ("identity", pa.string()),  # of images, texts, labels and groups
+        ("replicates", pa.list_(pa.float32())),
+    ]
+)
+Row = dict[str, Any]
+
+
+def rows_of(
+    found: Iterable[Measured], *, model: str, set_name: str, split: str, identity: str,
+    draws: int, seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """Rows of all metrics of `found`, with intervals; counts are rows without."""
+    rows = []
+    for measured in found:
+        common = {
+            "model": model, "set": set_name, "split": split, "evaluator": measured.name,
+            "units": measured.num_units, "groups": len(np.unique(measured.group_U)),
+            "seed": seed, "identity": identity,
+        }  # fmt: skip
+        for metric, interval in bootstrap(measured, draws=draws, seed=seed).items():
+            rows.append(
+                common
+                | {
+                    "metric": metric,
+                    "value": interval.value,
+                    "low": _number(interval.low),
+                    "high": _number(interval.high),
+                    "chance": measured.chance.get(metric),
+                    "replicates": interval.replicates_S.astype(np.float32).tolist(),
+                }
+            )
+        for count, value in measured.counts.items():
+            nothing = dict.fromkeys(("low", "high", "chance", "replicates"))
+            rows.append(common | nothing | {"metric": count, "value": float(value)})
+    return rows
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def over_seeds(of_seeds: Sequence[Sequence[Row]], model: str) -> list[Row]:
+    """Rows of several models that differ by their seed -> of their mean, as one model.
+
+    A replicate is the mean over seeds drawn with replacement, on the units of that draw, so the
+    interval has both: which images were looked at, and which seeds were trained.
+    """
+    rows = []
+    for of_one in zip(*of_seeds, strict=True):
+        row: Row = dict(of_one[0]) | {"model": model}
+        assert len({(r["set"], r["evaluator"], r["metric"]) for r in of_one}) == 1
+        row["value"] = float(np.mean([r["value"] for r in of_one]))
+        if row["replicates"]:
+            found = np.array([r["replicates"] for r in of_one])  # [seeds, draws]
+            drawn = np.random.default_rng(row["seed"]).integers(len(found), size=found.shape)
+            replicates_S = np.take_along_axis(found, drawn, axis=0).mean(axis=0)
+            independent = min(row["groups"], len(found))
+            low, high = percentiles(replicates_S, independent)
+            row |= {"low": _number(low), "high": _number(high)}
+            row["replicates"] = replicates_S.tolist()
+        rows.append(row)
+    return rows
+
+
+def write(rows: Sequence[Row], directory: epath.Path, about: Row) -> None:
+    """results.parquet and results.json; `about` is what made them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=ROW), buffer)
+    write_atomically(directory / "results.parquet", buffer.getvalue())
+    shown = [{k: _json(v) for k, v in row.items() if k != "replicates"} for row in rows]
+    write_atomically(directory / "results.json", json.dumps(about | {"results": shown}, indent=1))
+
+
+def _json(value: Any) -> Any:
+    return _number(value) if isinstance(value, float) else value
+
+
+def read(file: epath.PathLike) -> list[Row]:
+    """Rows of a results.parquet, or of the one in a folder.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none; it is no table of results.
+    """
+    file = epath.Path(file)
+    if file.is_dir():
+        file = file / "results.parquet"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist. Make it: python -m jaxclip.evaluate.")
+    table = pq.read_table(io.BytesIO(file.read_bytes()))
+    if missing := set(ROW.names) - set(table.column_names):
+        raise ValueError(
+            f"{file} has no columns {sorted(missing)}: not a table of jaxclip.evaluate."
+        )
+    return table.to_pylist()
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """A line a metric: value [low, high] (chance c), under a line a model and evaluator."""
+    lines, before = [], None
+    for row in rows:
+        head = f"{row['model']} on {row['set']}/{row['split']}: {row['evaluator']}"
+        if row["replicates"] is not None and head != before:
+            lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups)")
+            before = head
+        lines.append(f"  {row['metric']}: {shown(row)}")
+    return lines
+
+
+def shown(row: Row) -> str:
+    """`0.8312 [0.7990, 0.8601] (chance 0.1667)`."""
+    if row["replicates"] is None and float(row["value"]).is_integer():
+        return f"{int(row['value']):,}"
+    text = f"{row['value']:.4f}"
+    if row["low"] is not None:
+        text += f" [{row['low']:.4f}, {row['high']:.4f}]"
+    if row["chance"] is not None:
+        text += f" (chance {row['chance']:.4f})"
+    return text
+
+
+def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
+    """Paired differences, second - first, of every metric on sets that both were scored on.
+
+    Rows of other data or other draws under the same names are not compared: `verdict` says so.
+    """
+
+    def key(row):
+        return tuple(row[field] for field in ("set", "split", "evaluator", "metric"))
+
+    others = {key(row): row for row in second if row["replicates"]}
+    rows = []
+    for one in first:
+        other = others.get(key(one)) if one["replicates"] else None
+        if other is None:
+            continue
+        row = dict(zip(("set", "split", "evaluator", "metric"), key(one), strict=True))
+        row |= {"first": one["model"], "second": other["model"]}
+        same = all(one[field] == other[field] for field in ("identity", "seed", "groups"))
+        if not same or len(one["replicates"]) != len(other["replicates"]):
+            rows.append(row | {"verdict": "other data or draws: not comparable"})
+            continue
+        difference, verdict = compare(_interval(one), _interval(other), one["groups"])
+        rows.append(
+            row
+            | {"difference": difference.value, "low": _number(difference.low)}
+            | {"high": _number(difference.high), "verdict": verdict}
+        )
+    return rows
+
+
+def _interval(row: Row) -> Interval:
+    replicates_S = np.array(row["replicates"], np.float64)
+    return Interval(value=row["value"], low=np.nan, high=np.nan, replicates_S=replicates_S)
+
+
+def compared_lines(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        name = f"{row['set']}/{row['split']} {row['evaluator']} {row['metric']}"
+        between = f"{row['second']} - {row['first']}"
+        if "difference" in row:
+            low, high = (float("nan") if row[k] is None else row[k] for k in ("low", "high"))
+            between += f" = {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines.append(f"{name}: {between}: {row['verdict']}")
+    return lines

@@ -1,0 +1,192 @@
+"""Public layouts read, embedded once, scored and compared, with embeddings that are random.
+
+The embedder here needs no model: embeddings come from an image's bytes and a text's words.
+"""
+
+import csv
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+
+from jaxclip.data.record import hash64
+from jaxclip.evals import results
+from jaxclip.evals.declared import DECLARED
+from jaxclip.evals.embed import EmbeddingCache
+from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
+from jaxclip.evals.page import write_page
+from jaxclip.evals.readers import Folders, Npz, Parquet, Table, open_image, rows
+from jaxclip.evals.sets import Declaration, open_set
+from jaxclip.evals.zero_shot import load_prompts
+
+LABELS = ("CHEST", "ABD", "HEAD")
+
+
+def jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+    return simplejpeg.encode_jpeg(pixels, 90)
+
+
+class RandomEmbedder:
+    logit_scale = 10.0
+
+    def __init__(self, seed=0):
+        self.seed, self.images_seen = seed, 0
+
+    def _embed(self, items):
+        keys = [x if isinstance(x, bytes | str) else x.tobytes() for x in items]
+        rows = [np.random.default_rng(hash64(k) % 2**32 + self.seed).normal(size=8) for k in keys]
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def encode_image(self, images):
+        self.images_seen += len(images)
+        return self._embed(list(images))
+
+    def encode_text(self, texts):
+        return self._embed(texts)
+
+
+@pytest.fixture
+def sets_dir(tmp_path):
+    """toy: a table of 36 images of 12 patients with captions and labels; one is excluded."""
+    root = tmp_path / "toy"
+    (root / "images").mkdir(parents=True)
+    with (root / "t.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "organ", "patient", "caption", "split"])
+        for i in range(36):
+            (root / f"images/{i}.jpg").write_bytes(jpeg(i))
+            split = ("train", "valid", "test")[i // 3 % 3]
+            label = "OTHER" if i == 35 else LABELS[i % 3]
+            writer.writerow([f"{i}.jpg", label, f"p{i // 3}", f"CT of {i // 2} with mass", split])
+        writer.writerow(["0.jpg", "CHEST", "p0", "again", "train"])
+    return tmp_path
+
+
+TOY = Declaration(
+    title="a toy", get="nowhere", licence="CC0", prompts="vqa_rad", split="official",
+    excluded=("OTHER",),
+    layout=Table(
+        file="t.csv", image="images/{image}", label="organ", group="patient", caption="caption",
+        split="split",
+    ),
+)  # fmt: skip
+
+
+def test_a_table_with_patients(sets_dir):
+    splits = open_set("toy", TOY, sets_dir)
+    assert {name: len(split.images) for name, split in splits.items()} == {
+        "train": 12, "validation": 12, "test": 11,
+    }  # fmt: skip
+    assert splits["test"].left_out == {
+        "label excluded by the declaration": 1, "image in an earlier row": 1,
+    }  # fmt: skip
+    assert splits["test"].images[0] == jpeg(6)
+    groups = [set(split.groups) for split in splits.values()]
+    assert not groups[0] & groups[1] and not groups[1] & groups[2]
+
+
+def test_other_layouts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("train/cat/1.jpg", jpeg(1))
+        archive.writestr("readme.txt", "no image")
+    layout = Folders(zip="a.zip", pattern=r"(?P<split>train|test)/(?P<label>\w+)/.*\.jpg")
+    (found,) = rows(layout, tmp_path)
+    assert (found["split"], found["label"]) == ("train", "cat")
+    assert open_image(found["image"], tmp_path) == jpeg(1)
+
+    grey = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
+    arrays = {f"{s}_images": grey for s in ("train", "val", "test")}
+    arrays |= {f"{s}_labels": np.array([[0, 1, 1]]) for s in ("train", "val", "test")}
+    np.savez(tmp_path / "m.npz", **arrays)
+    found = list(rows(Npz(file="m.npz"), tmp_path))
+    assert [row["split"] for row in found] == ["train", "val", "test"]
+    assert found[0]["label"] == ("1", "2")  # findings by number
+    assert open_image(found[0]["image"], tmp_path)[3, 3].tolist() == [15, 15, 15]
+
+    table = pa.table({"image": [{"bytes": jpeg(2), "path": "x"}], "label": [1]})
+    pq.write_table(table, tmp_path / "test-00000.parquet")
+    (found,) = rows(Parquet(files="*.parquet", label="label"), tmp_path)
+    assert (found["split"], found["label"], found["image"]) == ("test", "1", jpeg(2))
+
+
+def test_a_path_cannot_leave_its_set(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret").write_bytes(b"x")
+    with pytest.raises(ValueError, match="lies outside .* must stay inside the set"):
+        open_image("../secret", tmp_path / "in")
+
+
+def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="BACH.* is not in .*Get it: https://zenodo"):
+        open_set("bach", DECLARED["bach"], tmp_path)
+
+
+def test_every_declaration_has_its_prompts():
+    for name, declaration in DECLARED.items():
+        assert declaration.get and declaration.licence, name
+        if declaration.prompts:
+            classes = set(load_prompts(declaration.prompts)["classes"])
+            layout = declaration.layout
+            if isinstance(layout, Table):
+                assert set(layout.findings) | set(layout.one_hot) <= classes, name
+
+
+def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=50):
+    embedder = RandomEmbedder(seed)
+    splits = open_set("toy", TOY, sets_dir)
+    cache = EmbeddingCache(embedder, directory)
+    found = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite))
+    return results.rows_of(
+        found, model=f"m{seed}", set_name="toy", split="test",
+        identity=splits["test"].identity, draws=draws,
+    ), embedder, cache, splits["test"]  # fmt: skip
+
+
+def test_embeddings_are_kept_by_content(sets_dir, tmp_path):
+    _, first, *_ = scored(tmp_path / "kept", sets_dir)
+    rows_again, again, *_ = scored(tmp_path / "kept", sets_dir)
+    assert first.images_seen == 2 + 11 and again.images_seen == 2  # the fingerprint's
+    _, other, *_ = scored(tmp_path / "kept", sets_dir, seed=1)
+    assert other.images_seen == 2 + 11  # another embedder has other embeddings
+    (sets_dir / "toy/images/6.jpg").write_bytes(jpeg(99))
+    _, changed, *_ = scored(tmp_path / "kept", sets_dir)
+    assert changed.images_seen == 2 + 11
+
+
+def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
+    found, _, cache, split = scored(tmp_path / "kept", sets_dir, suite=tuple(EVALUATORS), draws=3)
+    evaluators = {row["evaluator"].partition("/")[0] for row in found}
+    assert evaluators == {
+        "image_to_text", "text_to_image", "image_to_image", "zero_shot", "linear_probe",
+        "nearest_neighbours", "representation", "robustness",
+    }  # fmt: skip
+    out = results.epath.Path(tmp_path / "out")
+    results.write(found, out, {})
+    assert len(results.read(out)) == len(found)
+    split.captions[0] = "<script>alert(1)</script>"
+    page = write_page(out, found, [("m", cache, split)], "").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+
+
+def test_comparison_says_better_only_on_the_same_data(sets_dir, tmp_path):
+    one, two = (scored(None, sets_dir, seed=s)[0] for s in (0, 1))
+    verdicts = {row["verdict"] for row in results.compared(one, two)}
+    assert verdicts <= {"higher", "lower", "not distinguished"}
+    same = results.compared(one, one)
+    assert all(row["verdict"] == "not distinguished" and not row["difference"] for row in same)
+    for row in two:
+        row["identity"] = "another"
+    found = results.compared(one, two)
+    assert {row["verdict"] for row in found} == {"other data or draws: not comparable"}
+
+
+def test_seeds_are_averaged_with_their_spread(sets_dir):
+    of_seeds = [scored(None, sets_dir, seed=s)[0] for s in range(3)]
+    mean = results.over_seeds(of_seeds, "m")
+    for row, *of_one in zip(mean, *of_seeds, strict=True):
+        assert row["value"] == pytest.approx(np.mean([one["value"] for one in of_one]))
+        assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
