@@ -18,7 +18,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m jaxclip.evaluate --workdir=$(RUN) --split=test
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

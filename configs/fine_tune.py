@@ -1,18 +1,20 @@
 r"""What does a public model gain from this dataset? Starts from the checkpoint after the colon.
 
 SigLIP, SigLIP 2, MedSigLIP, CLIP, OpenCLIP or BiomedCLIP, as a folder, a file, or a name on the
-Hugging Face hub. Model, preprocessing and tokenizer are the checkpoint's; another image size
-resizes the position embeddings. The learning rate is a tenth of that from scratch. To lock the
-image tower: --config.optimizer.freeze="('image/.*',)". Time: that of the model, five epochs.
+Hugging Face hub; or a run of ours. Model, preprocessing and tokenizer are the checkpoint's; another
+image size resizes the position embeddings. The learning rate is a tenth of that from scratch. To
+lock the image tower: --config.optimizer.freeze="('image/.*',)". On images whose captions name their
+class this is fine-tuning for classification as in Goyal et al. 2022 (arXiv:2212.00638); score it
+with --config.eval.zero_shot=PROMPTS. Time: that of the model, five epochs.
 
   python -m jaxclip.train --config=configs/fine_tune.py:CHECKPOINT --config.data.path=DATASET \
       --workdir=RUN
 """
 
 from jaxclip.config import TrainConfig
-from jaxclip.models.pretrained import open_checkpoint
 from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
+from jaxclip.start import open_model
 
 
 def get_config(checkpoint: str = "") -> TrainConfig:
@@ -21,7 +23,7 @@ def get_config(checkpoint: str = "") -> TrainConfig:
             "--config=configs/fine_tune.py must name a checkpoint: "
             "--config=configs/fine_tune.py:CHECKPOINT."
         )
-    family = open_checkpoint(checkpoint)
+    family = open_model(checkpoint)
     config = TrainConfig(batch_size=1024, duration=Duration(amount=5, unit="epochs"))
     config.init = checkpoint
     config.model, config.data.image = family.model, family.image

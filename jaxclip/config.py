@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from jaxclip.checkpoint import CheckpointConfig
-from jaxclip.data.pipeline import DataConfig
+from jaxclip.data.sources import DataConfig
 from jaxclip.losses import LossConfig
 from jaxclip.metrics import LogConfig
 from jaxclip.models.clip import ClipConfig

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 import jaxclip
 from jaxclip import command
 from jaxclip.config import load_config
-from jaxclip.data.pipeline import DataConfig
+from jaxclip.data.sources import DataConfig
 from jaxclip.evals import results
 from jaxclip.evals.base import Embedder
 from jaxclip.evals.declared import DECLARED

@@ -2,11 +2,10 @@
 
 import os
 
-# Before jax is imported, which Grain does too.
+from tests import xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = xla.flags(devices=8)
 
 import pathlib
 

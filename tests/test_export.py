@@ -14,7 +14,7 @@ from PIL import Image
 import jaxclip
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import TrainConfig
-from jaxclip.data.pipeline import open_sources
+from jaxclip.data.sources import open_sources
 from jaxclip.evals.suite import model_inputs
 from jaxclip.export import embed_examples, example_batch, export
 from jaxclip.export import write_folder as write_folder_of

@@ -24,8 +24,6 @@ NAMES = tuple(LOSSES)
 SETTINGS = [{"positives": relation} for relation in RELATIONS]
 SETTINGS += [{"ignore": (relation,)} for relation in RELATIONS]
 SETTINGS += [{"positives": "same_caption", "ignore": ("same_figure", "same_article")}]
-# what the compiler spends on speed is lost on programs that run for milliseconds
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def config_of(name, **fields) -> LossConfig:
@@ -108,7 +106,7 @@ def compiled(config_items, mesh_sizes=None):
         sizes = dict(zip(("data", "fsdp", "tensor"), mesh_sizes, strict=True))
         mesh = make_mesh(ShardingConfig(**sizes), jax.devices()[: math.prod(mesh_sizes)])
     function = jax.value_and_grad(make_loss(config, mesh), argnums=(0, 1, 2, 3))
-    return jax.jit(function, compiler_options=FAST), mesh
+    return jax.jit(function), mesh
 
 
 def value_and_gradients(config, arguments, mesh_sizes=None):

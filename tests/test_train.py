@@ -21,7 +21,7 @@ from jaxclip.data.record import Dataset
 from jaxclip.metrics import Progress
 from jaxclip.sharding import ShardingConfig, make_mesh
 from jaxclip.train import StopSignal, fetch, train
-from tests import tiny_config
+from tests import tiny_config, xla
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
@@ -39,7 +39,7 @@ def start(dataset, workdir, *overrides, program="jaxclip.train", devices=1, **en
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla.flags(devices),
             # a program that another process has compiled is not compiled again
             "JAX_COMPILATION_CACHE_DIR": CACHE.name,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -40,8 +40,6 @@ INPUTS = clip.Inputs(
 )  # fmt: skip
 MESHES = [(2, 1, 1), (4, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1)]
 EMA_DECAY = 0.5
-# what the compiler spends on speed is lost on programs that run for milliseconds
-COMPILER = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def make_config(dropout=0.0, **optimizer) -> TrainConfig:
@@ -80,7 +78,7 @@ class Step:
     @functools.cached_property
     def compiled(self):
         shapes = jax.eval_shape(lambda: batch(self.rows))
-        return self.jitted.lower(self.state, shapes).compile(COMPILER)
+        return self.jitted.lower(self.state, shapes).compile()
 
     def fresh(self) -> TrainState:
         return jax.device_put(self.state, self.sharding)
@@ -97,7 +95,7 @@ def learning_rate(step):
 def initial_params():
     optimizer = make_optimizer(RANDOM.optimizer, learning_rate, shapes(RANDOM))
     init = jax.jit(lambda: init_state(RANDOM, INPUTS, optimizer))
-    return jax.device_get(init.lower().compile(COMPILER)().params)
+    return jax.device_get(init.lower().compile()().params)
 
 
 def shapes(config):
@@ -180,7 +178,7 @@ def gradients(loss="softmax", sizes=(1, 1, 1), **fields):
     state = TrainState(np.int32(0), params, params, params)
     state = jax.device_put(state, tree_sharding(state, mesh))
     rows = put_batch(batch(), mesh)
-    state, metrics = jax.jit(step).lower(state, rows).compile(COMPILER)(state, rows)
+    state, metrics = jax.jit(step).lower(state, rows).compile()(state, rows)
     return jax.device_get((metrics["loss"], state.opt_state))
 
 
@@ -313,7 +311,7 @@ def test_learns_one_batch_by_heart(loss, bias):
     config.loss.max_logit_scale = 20.0
     step = make_step(config, rows=8)
     state, first = step(step.fresh(), batch(rows=8))
-    for _ in range(150):
+    for _ in range(250):
         state, metrics = step(state, batch(rows=8))
     if loss == "softmax":  # untrained: close to chance, log(8) = 2.08
         assert 1.5 < first["loss"] < 6

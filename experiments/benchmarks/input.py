@@ -40,7 +40,7 @@ from data_pipelines.images import prepare_image
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
 from jaxclip import command
 from jaxclip.data.image import ImageConfig, train_image
-from jaxclip.data.pipeline import DataConfig, Source, TrainInput, num_cores, open_sources
+from jaxclip.data.pipeline import TrainInput, num_cores
 from jaxclip.data.record import (
     Dataset,
     Example,
@@ -49,6 +49,7 @@ from jaxclip.data.record import (
     write_atomically,
     write_shard,
 )
+from jaxclip.data.sources import DataConfig, Source, open_sources
 from jaxclip.data.text import Tokenizer, TokenizerConfig, choose_text, load_tokenizer
 
 SIZES = ((400, 512), (600, 800))  # height, width

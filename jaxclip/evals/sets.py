@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxclip.data.pipeline import DataConfig, open_sources
 from jaxclip.data.record import SPLITS, hash64, split_of
+from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.text import choose_text
 from jaxclip.evals.readers import Layout, LazyImages, rows
 from jaxclip.evals.zero_shot import load_prompts

@@ -9,7 +9,8 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.config import TrainConfig
-from jaxclip.data.pipeline import eval_batches, open_sources
+from jaxclip.data.pipeline import eval_batches
+from jaxclip.data.sources import open_sources
 from jaxclip.data.text import Tokenizer
 from jaxclip.evals.base import Measured, embed_split, make_embed
 from jaxclip.evals.retrieval import retrieval

@@ -12,8 +12,9 @@ import pytest
 
 from jaxclip.data import order, pipeline
 from jaxclip.data.image import ImageConfig, eval_image
-from jaxclip.data.pipeline import DataConfig, TrainInput, eval_batches, open_sources
+from jaxclip.data.pipeline import TrainInput, eval_batches
 from jaxclip.data.record import Dataset, Example, Record, finish_dataset, hash64, write_shard
+from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.text import TextPolicy, TokenizerConfig, load_tokenizer
 from jaxclip.train_step import step_batch
 

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxclip.data.pipeline import DataConfig, _TrainSamples, open_sources, seen_of
+from jaxclip.data.order import TrainSamples
 from jaxclip.data.record import Dataset, finish_dataset, write_shard
+from jaxclip.data.sources import DataConfig, open_sources, seen_of
 from jaxclip.data.subset import Subset, open_dataset, write_subset
 from jaxclip.workdir import budget_lines
 from tests.conftest import tiny_example
@@ -119,7 +120,7 @@ def test_sources_of_a_mixture_with_a_subset(mixture, subset, tiny_dataset):
 @pytest.mark.parametrize("weights", [(), (0.25, 0.75), (1, 3.3)])
 def test_what_is_said_to_be_seen_is_what_the_sampler_gives(mixture, samples, weights):
     sources = open_sources(dataclasses.replace(mixture, weights=weights), "train")
-    drawn = _TrainSamples(sources, seed=5)
+    drawn = TrainSamples([s.positions for s in sources], [s.weight for s in sources], seed=5)
     refs = [drawn[i] for i in range(samples)]
     for number, (source, seen) in enumerate(zip(sources, seen_of(sources, samples), strict=True)):
         of_source = [ref.position for ref in refs if ref.source == number]

@@ -24,9 +24,7 @@ def loss_and_gradients(config):
         rngs = {"dropout": jax.random.key(1)}
         return jnp.sin(module.apply(params, x_BTD, rows_B=jnp.arange(2), rngs=rngs)).sum()
 
-    function = jax.jit(
-        jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0}
-    )
+    function = jax.jit(jax.value_and_grad(loss))
     return function, random_params(params)
 
 

@@ -18,8 +18,9 @@ import pytest
 from lxml import etree
 from PIL import Image
 
+from data_pipelines.options import take_beam_options
 from data_pipelines.pmc import articles as sources
-from data_pipelines.pmc.build import PmcOptions, build_pmc, take_beam_options
+from data_pipelines.pmc.build import PmcOptions, build_pmc
 from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.records import FigureOptions
 from jaxclip.data.image import decode_image
