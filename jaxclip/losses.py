@@ -43,6 +43,7 @@ class LossConfig:
     positives: str = "identity"  # or one of RELATIONS: such pairs are matched, too (UniCL)
     ignore: tuple[str, ...] = ()  # RELATIONS: such pairs are no negatives; positives stay positive
     label_smoothing: float = 0.0  # share of the target that is spread evenly over all that count
+    # (Szegedy et al. 2016, arXiv:1512.00567, section 7)
     image_weight: float = 0.5  # of image-to-text; text-to-image has the rest (ConVIRT: 0.75)
     hard_negatives: tuple[float, float] = (
         0.0,
@@ -51,7 +52,7 @@ class LossConfig:
     # more a negative weighs the more it resembles (DHN-NCE: 0.15)
     max_logit_scale: float = 100.0  # the scale is clipped to this after each update (CLIP, section
     # 2.5); 0: never, as SigLIP. A fixed temperature: optimizer.freeze=logit_scale
-    implementation: str = "auto"  # dense | ring; auto: ring where dense logits take over 256 MiB
+    implementation: str = "auto"  # dense | ring; auto: ring where a dense step takes over 256 MiB
     chunk_rows: int = 0  # ring: images whose logits are in memory at a time; 0: 16 MiB of them
 
     def validate(self, name: str = "loss") -> None:

@@ -141,7 +141,8 @@ def make_train_step(
         batches = by_contrastive_batch((image_BE, text_BE, relations))
         if len(batches[0]) == 1:
             return loss_fn(image_BE, text_BE, scale, bias, relations)
-        return jnp.mean(jax.lax.map(one, batches))
+        # one at a time in the backward pass, too: their logits are computed again
+        return jnp.mean(jax.lax.map(jax.checkpoint(one, prevent_cse=False), batches))
 
     def train_step(state: TrainState, batch: StepBatch) -> tuple[TrainState, Metrics]:
         frozen = frozen_mask(config.optimizer, state.params)
@@ -157,7 +158,7 @@ def make_train_step(
             loss, grads = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        if config.loss.max_logit_scale:
+        if config.loss.max_logit_scale and not frozen["logit_scale"]:
             limit = jnp.log(config.loss.max_logit_scale)
             params["logit_scale"] = jnp.minimum(params["logit_scale"], limit)
         ema_params = state.ema_params

@@ -231,6 +231,24 @@ def test_logits_are_never_gathered(name, implementation, sizes):
         assert not re.search(r"f32\[\d+,32\]|f32\[4,4\]", program)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_of_a_large_batch(name):
+    """At N = 32,768 on 8 devices; dense logits alone are 512 MiB a device."""
+    mesh = make_mesh(ShardingConfig(), jax.devices()[:8])
+    rows = batch_sharding(mesh)
+    config = config_of(name, ignore=("same_figure",))
+    assert is_ring(config, 32768, mesh)
+    x = jax.ShapeDtypeStruct((32768, 512), jnp.float32, sharding=rows)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    ids = jax.ShapeDtypeStruct((32768, 2), jnp.int32, sharding=rows)
+    labels = jax.ShapeDtypeStruct((32768, 14), jnp.float32, sharding=rows)
+    relations = {"same_figure": ids, "labels": labels}
+    step = jax.jit(jax.value_and_grad(make_loss(config, mesh), argnums=(0, 1, 2, 3)))
+    plan = step.lower(x, x, scalar, scalar, relations).compile().memory_analysis()
+    # text, its gradient and ids on their way; 16 MiB of logits a few times over
+    assert plan.temp_size_in_bytes < 200 << 20
+
+
 def test_auto_takes_the_ring_where_dense_logits_are_large():
     config = LossConfig()
     assert not is_ring(config, 4096, None)  # 3 x 64 MiB

@@ -168,7 +168,13 @@ def gradients(loss="softmax", sizes=(1, 1, 1), **fields):
     """Loss and gradient of one batch, with dropout and patch dropout."""
     config = dataclasses.replace(RANDOM, **fields)
     ring = math.prod(sizes) > 1
-    config.loss = LossConfig(name=loss, implementation="ring" if ring else "dense", chunk_rows=3)
+    config.loss = LossConfig(  # ids that were out of step with the embeddings would show
+        name=loss,
+        implementation="ring" if ring else "dense",
+        chunk_rows=3,
+        ignore=("same_figure",),
+        positives="same_article",
+    )
     mesh = make_mesh(
         ShardingConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
         jax.devices()[: math.prod(sizes)],
@@ -202,21 +208,27 @@ def test_micro_batches_have_the_gradient_of_the_whole(loss, sizes, micro_batch_s
     whole_loss, whole = gradients(loss)
     found_loss, found = gradients(loss, sizes, micro_batch_size=micro_batch_size)
     np.testing.assert_allclose(found_loss, whole_loss, rtol=2e-6)
-    assert found["logit_scale"] != 0  # once, not once a part; and the bias likewise
+    assert found["logit_scale"] != 0  # once, not once a part
+    assert (found["logit_bias"] != 0) == (loss == "sigmoid")
     assert_gradients_close(found, whole)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)])
 def test_contrastive_batches_are_rows_in_order(sizes):
-    found_loss, found = gradients("softmax", sizes, contrastive_batch_size=8)
+    micro = {} if sizes == (1, 1, 1) else {"micro_batch_size": 4}  # the two together
+    found_loss, found = gradients("softmax", sizes, contrastive_batch_size=8, **micro)
     config = copy.deepcopy(RANDOM)
     rows, key = batch(), jax.random.fold_in(jax.random.key(config.seed), 0)
 
     def two_halves(params):
         image_BE, text_BE = clip.apply(config.model, INPUTS, params, rows, key)
         losses = [
-            make_loss(LossConfig())(
-                image_BE[half], text_BE[half], jnp.exp(params["logit_scale"]), 0
+            make_loss(LossConfig(ignore=("same_figure",), positives="same_article"))(
+                image_BE[half],
+                text_BE[half],
+                jnp.exp(params["logit_scale"]),
+                0,
+                {name: ids[half] for name, ids in rows["relations"].items()},
             )
             for half in (slice(8), slice(8, 16))
         ]

@@ -4,7 +4,7 @@
 
 Value and gradients of the loss alone, of random unit-norm embeddings, split over --devices CPU
 devices, which the program forces. Memory is what the compiler planned for temporaries on one
-device. `gathered` is what open_clip does with --local-loss --gather-with-grad: each device gathers
+device. `gathered` is the idea of open_clip's --local-loss --gather-with-grad: each device gathers
 the other side's embeddings and has its own rows of the logits, twice for softmax. Times are medians
 of --repeats runs, the implementations in turn; all devices share the machine's cores, so they say
 what the arithmetic costs, and nothing of networks. What would not fit into 80 % of the machine's
@@ -28,7 +28,7 @@ from jaxclip.data.record import write_atomically
 
 _OUT = flags.DEFINE_string("out", None, "JSON to write", required=True)
 _DEVICES = flags.DEFINE_integer("devices", 8, "CPU devices to force", lower_bound=1)
-_BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [8192, 32768], "pairs, global")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8192", "32768"], "pairs, global")
 _EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "numbers an embedding")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timed runs of each; 0: memory only", lower_bound=0)
 
@@ -137,7 +137,7 @@ def main(_) -> None:
 
     mesh = make_mesh(ShardingConfig())
     rows = []
-    for batch_size in _BATCH_SIZES.value:
+    for batch_size in map(int, _BATCH_SIZES.value):
         for name in ("sigmoid", "softmax"):
             found = measure(name, batch_size, mesh)
             rows.append({"loss": name, "batch_size": batch_size} | found)
@@ -145,6 +145,8 @@ def main(_) -> None:
     result = {
         "devices": _DEVICES.value,
         "embed_dim": _EMBED_DIM.value,
+        "repeats": _REPEATS.value,
+        "cores": os.cpu_count(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
         "python": platform.python_version(),
         "rows": rows,

@@ -109,11 +109,13 @@ class _Load:
         return batch
 
     def _ids(self, ref: Ref, record: Record, text: str) -> dict[str, int]:
-        itself = f"{self.datasets[ref.source].content_hash}/{ref.position}"
+        content_hash = self.datasets[ref.source].content_hash
+        itself = f"{content_hash}/{ref.position}"
         article, figure = record.article_id, record.figure_id
         ids = {
             "article_id": hash64(article or itself),
-            "figure_id": hash64(f"{article}/{figure}" if figure else itself),
+            # names of figures, as fig1, are those of an article, or of a dataset that has none
+            "figure_id": hash64(f"{article or content_hash}/{figure}" if figure else itself),
             "image_id": hash64(record.image_sha256),
             "caption_id": hash64(text),
         }
