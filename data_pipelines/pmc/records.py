@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipelines.captions import Alignment, SplitCaption, align, split_caption
+from data_pipelines.figure import check_figure_options
 from data_pipelines.images import PreparedImage, prepare_image, prepare_pixels
 from data_pipelines.options import option
 from data_pipelines.panels import Box, Panel, find_panels
@@ -40,15 +41,7 @@ class FigureOptions:
             raise ValueError(f"panels ({self.panels!r}) must be one of {', '.join(PANELS)}.")
         if unknown := [group for group in self.licences if group not in GROUPS]:
             raise ValueError(f"licences {unknown} must be among {', '.join(GROUPS)}.")
-        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-9:
-            raise ValueError(
-                f"split {self.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
-            )
-        for name in ("min_side", "min_caption_chars", "short_side", "quality"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
-        if self.quality > 100:
-            raise ValueError(f"quality ({self.quality}) must be at most 100.")
+        check_figure_options(self)
 
 
 @dataclasses.dataclass(slots=True)
