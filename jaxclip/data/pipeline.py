@@ -6,13 +6,12 @@ record). Batch size, threads, worker processes and hosts only cut the sequence u
 resumed with others of them, from "the next sample is number i". Imports no jax.
 """
 
-import collections
 import contextlib
 import itertools
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -49,7 +48,7 @@ class _EvalSamples:
 
 
 class _Load:
-    """Refs -> a batch of them, made in one thread.
+    """Refs -> the rows of a batch, filled in one thread.
 
     {"image": uint8 [n, S, S, 3], "tokens": int32 [n, T], "source": int64 [n], "record": int64 [n]},
     and for each of IDS int64 [n], hashes that are equal in rows with the same article, figure,
@@ -68,8 +67,6 @@ class _Load:
         self.datasets = [source.dataset for source in sources]
         self.labels = [source.labels for source in sources]
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
-        # Arrays to be filled anew: memory fresh from the system is zeroed first, 50 us a pair.
-        self.spare: collections.deque[Batch] = collections.deque()
 
     def empty(self, rows: int) -> Batch:
         """Arrays of so many rows, to be filled."""
@@ -83,15 +80,12 @@ class _Load:
             batch["labels"] = np.empty((rows, self.labels[0].shape[1]), bool)
         return batch
 
-    def __call__(self, refs: Sequence[Ref]) -> Batch:
+    def __call__(self, refs: Sequence[Ref], batch: Batch) -> None:
+        """Fills the arrays of `batch`, which have a row a ref."""
         # Stage by stage, not record by record: decoding a picture empties the processor's caches,
         # and each of the small steps takes three times as long right after it.
         records = [self.datasets[ref.source][ref.position] for ref in refs]
         rngs = [self._rng(ref) for ref in refs]
-        try:
-            batch = self.spare.pop()
-        except IndexError:
-            batch = self.empty(len(refs))
         for row, ref in enumerate(refs):
             batch["image"][row] = self._image(ref, records[row], rngs[row])
         texts = [
@@ -106,7 +100,6 @@ class _Load:
                 batch[name][row] = number
         if "labels" in batch:
             batch["labels"][:] = [self._labels(ref) for ref in refs]
-        return batch
 
     def _ids(self, ref: Ref, record: Record, text: str) -> dict[str, int]:
         content_hash = self.datasets[ref.source].content_hash
@@ -144,7 +137,7 @@ class _Load:
 
 
 class _Chunks:
-    """One host's rows of every batch, in pieces for a thread to load: `chunks[i] -> Batch`.
+    """One host's rows of every batch, in pieces for a thread to load: `chunks[i]` is a Batch.
 
     A global batch is the next batch_size samples in order, and host h of H has rows h*B/H to
     (h+1)*B/H of it. Rows past the last sample are left out.
@@ -159,6 +152,7 @@ class _Chunks:
         host: int,
         num_hosts: int,
         first: int = 0,
+        num_workers: int = 0,
     ):
         if batch_size % num_hosts:
             raise ValueError(
@@ -169,38 +163,51 @@ class _Chunks:
         self.size = max(c for c in range(1, min(self.local, MAX_CHUNK) + 1) if self.local % c == 0)
         self.per_batch = self.local // self.size
         self.first = first + host * self.local
+        self.num_workers = num_workers
+        # Threads write where the rows are to stay, which saves a copy of every image. Processes
+        # cannot: theirs are put together afterwards.
+        self.filling: dict[int, Batch] = {}
+
+    def num_batches(self) -> int:
+        return math.ceil(len(self.samples) / self.batch_size)
 
     def __len__(self) -> int:
-        return min(sys.maxsize, math.ceil(len(self.samples) / self.batch_size) * self.per_batch)
+        return min(sys.maxsize, self.num_batches() * self.per_batch)
 
     def __getitem__(self, index: int) -> Batch:
-        batch, piece = divmod(index, self.per_batch)
-        start = self.first + batch * self.batch_size + piece * self.size
+        number, piece = divmod(index, self.per_batch)
+        start = self.first + number * self.batch_size + piece * self.size
         stop = min(start + self.size, len(self.samples))
-        return self.load([self.samples[i] for i in range(start, stop)])
+        refs = [self.samples[i] for i in range(start, stop)]
+        if self.num_workers:
+            rows = self.load.empty(len(refs))
+        else:
+            batch = self.filling.get(number)
+            if batch is None:  # of two threads that come here at once, the first one's stays
+                batch = self.filling.setdefault(number, self.load.empty(self.local))
+            place = slice(piece * self.size, piece * self.size + len(refs))
+            rows = {key: values[place] for key, values in batch.items()}
+        self.load(refs, rows)
+        return rows
 
-    def read(self, num_threads: int, num_workers: int = 0) -> grain.DatasetIterator[Batch]:
-        """All chunks in order, loaded two batches ahead: one is filled while one waits."""
-        processes = max(1, num_workers)
+    def batches(self, num_threads: int) -> Generator[Batch, None, None]:
+        """Batch by batch, loaded two ahead: one is filled while one waits. To be closed."""
+        processes = max(1, self.num_workers)
         threads = num_threads or max(1, num_cores() // processes)
         ahead = max(threads, math.ceil(2 * self.per_batch / processes))
         chunks = grain.MapDataset.source(self).to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         )
-        if num_workers:
-            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-        return iter(chunks)
-
-
-def _fill(batch: Batch, chunks: Iterable[Batch]) -> Batch:
-    """Copies the chunks into the first rows of `batch`."""
-    start = 0
-    for chunk in chunks:
-        stop = start + len(chunk["record"])
-        for key, rows in chunk.items():
-            batch[key][start:stop] = rows
-        start = stop
-    return batch
+        if self.num_workers:
+            options = grain.MultiprocessingOptions(num_workers=self.num_workers)
+            chunks = chunks.mp_prefetch(options)
+        with contextlib.closing(iter(chunks)) as iterator:
+            for number in range(self.num_batches()):
+                pieces = list(itertools.islice(iterator, self.per_batch))
+                if self.num_workers:
+                    yield {key: np.concatenate([p[key] for p in pieces]) for key in pieces[0]}
+                else:
+                    yield self.filling.pop(number)
 
 
 class TrainInput:
@@ -228,26 +235,22 @@ class TrainInput:
     ):
         self.next_sample = next_sample
         self.batch_size = batch_size
-        self._num_workers = config.num_workers
-        self._chunks = _Chunks(
+        chunks = _Chunks(
             TrainSamples([s.positions for s in sources], [s.weight for s in sources], seed),
             _Load(sources, config, tokenizer, seed),
             batch_size=batch_size,
             host=host,
             num_hosts=num_hosts,
             first=next_sample,
+            num_workers=config.num_workers,
         )
-        self._iterator = self._chunks.read(config.num_threads, config.num_workers)
+        self._batches = chunks.batches(config.num_threads)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = self._chunks.load.empty(self._chunks.local)
-        chunks = list(itertools.islice(self._iterator, self._chunks.per_batch))
-        _fill(batch, chunks)
-        if not self._num_workers:  # what comes from another process is memory shared with it
-            self._chunks.load.spare.extend(chunks)
+        batch = next(self._batches)
         self.next_sample += self.batch_size
         return batch
 
@@ -255,7 +258,7 @@ class TrainInput:
         return self
 
     def __exit__(self, *_) -> None:
-        self._iterator.close()
+        self._batches.close()
 
 
 def eval_batches(
@@ -276,9 +279,12 @@ def eval_batches(
     samples = _EvalSamples(source)
     load = _Load([source], config, tokenizer, None)
     chunks = _Chunks(samples, load, batch_size=batch_size, host=host, num_hosts=num_hosts)
-    padding = load([samples[0]])
-    with contextlib.closing(chunks.read(config.num_threads)) as iterator:
-        for start in range(chunks.first, chunks.first + len(samples), batch_size):
-            batch = {key: np.repeat(row, chunks.local, 0) for key, row in padding.items()}
-            _fill(batch, itertools.islice(iterator, chunks.per_batch))
-            yield batch | {"valid": np.arange(start, start + chunks.local) < len(samples)}
+    padding = load.empty(1)
+    load([samples[0]], padding)
+    with contextlib.closing(chunks.batches(config.num_threads)) as batches:
+        for number, batch in enumerate(batches):
+            start = chunks.first + number * batch_size
+            valid = np.arange(start, start + chunks.local) < len(samples)
+            for key, row in padding.items():
+                batch[key][~valid] = row
+            yield batch | {"valid": valid}

@@ -481,9 +481,9 @@ def test_reads_two_batches_ahead_and_no_more(config, tokenizer, monkeypatch):
     loaded = itertools.count()
     load = pipeline._Load.__call__
 
-    def counting(self, refs):
+    def counting(self, refs, batch):
         next(loaded)
-        return load(self, refs)
+        load(self, refs, batch)
 
     monkeypatch.setattr(pipeline._Load, "__call__", counting)
     config = dataclasses.replace(config, num_threads=3)
