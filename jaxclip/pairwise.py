@@ -6,12 +6,14 @@ backward pass they travel once more, with their gradients, and each block is com
 memory grows with the batch and not with its square, and so does what is sent.
 
 Shape letters: B pairs of the batch, n of them on one device, E embedding, R images x C texts of a
-block, K kinds of label.
+block, W words an id.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 MASKED = -1e30  # a logit that does not count; finite, as inf - inf is not a number
 CHUNK_BYTES = 16 << 20  # of logits that the ring has at a time, a device
 
-Relations = dict[str, jax.Array]  # name -> ids int32 [B, words]; "labels" -> float32 [B, K]
+Relations = dict[str, jax.Array]  # name -> ids int32 [B, W], equal where two rows are related
 Statistics = dict[str, jax.Array]  # name -> float32 [B]: one number an image or a text
 
 
@@ -28,6 +30,7 @@ class Side(NamedTuple):
     """The images or the texts of a block."""
 
     embedding: jax.Array  # [R or C, E]
+    own_logit: jax.Array  # float32 [R or C]: of each with its own text or image
     relations: Relations
 
 
@@ -35,22 +38,25 @@ class Block(NamedTuple):
     """All pairs of R images with C texts."""
 
     logits: jax.Array  # float32 [R, C]
-    positive: jax.Array  # bool [R, C]: matched
+    margins: jax.Array  # float32 [R, C]: logits, less the own logit of the image or text that the
+    # statistic is of; small numbers where the loss is small, so that it keeps its digits
+    own: jax.Array  # bool [R, C]: the pairs of the data
+    positive: jax.Array  # bool [R, C]: matched; own pairs, too
     counted: jax.Array  # bool [R, C]: positive or negative, not left out
     similarity: jax.Array | None  # float32 [R, C]: cosine of the labels, where a loss asks for it
 
 
 class Term(NamedTuple):
-    """One statistic of each image or text: `fold` of `value` over the others."""
+    """One statistic of each image or text: `fold` of `start` and the `value` of all its pairs."""
 
     fold: str  # sum | logsumexp
     value: Callable[[Block], jax.Array]  # float32 [R, C]
+    start: float  # of no pairs; for a logsumexp MASKED, or 0: the margin of the own pair
 
 
 Terms = dict[str, Term]
-MakeBlock = Callable[..., Block]  # (image: Side, text: Side, logit_scale, logit_bias)
-TakeStatistics = Callable[..., tuple[Statistics, Statistics]]  # of images, of texts; from
-# (image_BE, text_BE, logit_scale, logit_bias, relations)
+MakeBlock = Callable[..., Block]  # (image: Side, text: Side, logit_scale, logit_bias), margins raw
+TakeStatistics = Callable[..., tuple[Statistics, Statistics]]  # of images, of texts; same arguments
 
 
 def dense_statistics(
@@ -58,9 +64,16 @@ def dense_statistics(
 ) -> TakeStatistics:
     """All logits at once; the compiler splits them as the batch is split."""
 
-    def statistics(image_BE, text_BE, scale, bias, relations):
-        block = make_block(Side(image_BE, relations), Side(text_BE, relations), scale, bias)
-        return _fold(image_terms, block, 1), _fold(text_terms, block, 0)
+    # of all that is as large as the logits, only these are kept for the backward pass
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+    def statistics(image: Side, text: Side, scale, bias):
+        block = make_block(image, text, scale, bias)
+
+        def of(terms: Terms, side: Side, axis: int) -> Statistics:
+            start = _empty(terms, len(side.embedding))
+            return _merge(terms, start, _fold(terms, block, side, axis))
+
+        return of(image_terms, image, 1), of(text_terms, text, 0)
 
     return statistics
 
@@ -93,28 +106,28 @@ def ring_statistics(
 
         return jax.lax.scan(turn, (at_home, visitor), None, length=num_devices)[0]
 
-    def forward(image_nE, text_nE, scale, bias, relations):
-        rows = chunk_rows or max(1, CHUNK_BYTES // (4 * len(text_nE)))
+    def rows_of(text: Side) -> int:
+        return chunk_rows or max(1, CHUNK_BYTES // (4 * len(text.embedding)))
 
+    def forward(image: Side, text: Side, scale, bias):
         def meet(image_stats, visitor):
             text, text_stats = visitor
 
-            def chunk(text_stats, image):
+            def chunk(text_stats, image: Side):
                 block = make_block(image, text, scale, bias)
-                text_stats = _merge(text_terms, text_stats, _fold(text_terms, block, 0))
-                return text_stats, _fold(image_terms, block, 1)
+                text_stats = _merge(text_terms, text_stats, _fold(text_terms, block, text, 0))
+                return text_stats, _fold(image_terms, block, image, 1)
 
-            text_stats, new = _by_rows(chunk, text_stats, Side(image_nE, relations), rows)
+            text_stats, new = _by_rows(chunk, text_stats, image, rows_of(text))
             return _merge(image_terms, image_stats, new), (text, text_stats)
 
-        visitor = Side(text_nE, relations), _empty(text_terms, len(text_nE))
-        image_stats = _empty(image_terms, len(image_nE))
-        image_stats, (_, text_stats) = go_around(meet, image_stats, visitor)
+        n = len(image.embedding)
+        visitor = text, _empty(text_terms, n)
+        image_stats, (_, text_stats) = go_around(meet, _empty(image_terms, n), visitor)
         return image_stats, text_stats
 
-    def backward(image_nE, text_nE, scale, bias, relations, image_slopes, text_slopes):
-        """Gradients of image_nE, text_nE, scale, bias; slopes are (statistics, cotangents)."""
-        rows = chunk_rows or max(1, CHUNK_BYTES // (4 * len(text_nE)))
+    def backward(image: Side, text: Side, scale, bias, image_slopes, text_slopes):
+        """Gradients of image[:2], text[:2], scale, bias; slopes are (statistics, cotangents)."""
 
         def meet(grads, visitor):
             image_grad, *scalar_grads = grads
@@ -123,23 +136,24 @@ def ring_statistics(
             def chunk(grads, part):
                 image, image_slopes = part
 
-                def linear(text_CE, scale, bias, image_RE):
-                    sides = image._replace(embedding=image_RE), text._replace(embedding=text_CE)
+                def linear(text_floats, scale, bias, image_floats):
+                    sides = Side(*image_floats, image.relations), Side(*text_floats, text.relations)
                     block = make_block(*sides, scale, bias)
-                    to_images = _linear(image_terms, block, 1, *image_slopes)
-                    return to_images + _linear(text_terms, block, 0, *text_slopes)
+                    to_images = _linear(image_terms, block, sides[0], 1, *image_slopes)
+                    return to_images + _linear(text_terms, block, sides[1], 0, *text_slopes)
 
-                arguments = text.embedding, scale, bias, image.embedding
+                arguments = text[:2], scale, bias, image[:2]
                 *new, image_grad = jax.grad(linear, argnums=(0, 1, 2, 3))(*arguments)
-                return jax.tree.map(jnp.add, grads, new), image_grad
+                return _add(grads, new), image_grad
 
-            home = Side(image_nE, relations), image_slopes
-            grads, new = _by_rows(chunk, [text_grad, *scalar_grads], home, rows)
+            home = image, image_slopes
+            grads, new = _by_rows(chunk, [text_grad, *scalar_grads], home, rows_of(text))
             text_grad, *scalar_grads = grads
-            return [image_grad + new, *scalar_grads], (text, text_slopes, text_grad)
+            return [_add(image_grad, new), *scalar_grads], (text, text_slopes, text_grad)
 
-        visitor = Side(text_nE, relations), text_slopes, jnp.zeros_like(text_nE)
-        grads = [jnp.zeros_like(x) for x in (image_nE, scale, bias)]
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+        visitor = text, text_slopes, zeros(text[:2])
+        grads = zeros([image[:2], scale, bias])
         (image_grad, *scalar_grads), (_, _, text_grad) = go_around(meet, grads, visitor)
         if num_devices > 1:
             scalar_grads = jax.lax.psum(scalar_grads, axes)
@@ -147,7 +161,7 @@ def ring_statistics(
 
     if mesh:
         split, whole = PartitionSpec(axes), PartitionSpec()
-        inputs = (split, split, whole, whole, split)
+        inputs = (split, split, whole, whole)
         forward = jax.shard_map(
             forward, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False
         )
@@ -157,8 +171,8 @@ def ring_statistics(
         )  # fmt: skip
 
     @jax.custom_vjp
-    def statistics(image_BE, text_BE, scale, bias, relations):
-        return forward(image_BE, text_BE, scale, bias, relations)
+    def statistics(image: Side, text: Side, scale, bias):
+        return forward(image, text, scale, bias)
 
     def statistics_and_residuals(*arguments):
         stats = forward(*arguments)
@@ -166,7 +180,9 @@ def ring_statistics(
 
     def gradients(residuals, cotangents):
         arguments, stats = residuals
-        return *backward(*arguments, *zip(stats, cotangents, strict=True)), None
+        slopes = zip(stats, cotangents, strict=True)
+        image_grad, text_grad, *scalar_grads = backward(*arguments, *slopes)
+        return Side(*image_grad, None), Side(*text_grad, None), *scalar_grads  # ids have none
 
     statistics.defvjp(statistics_and_residuals, gradients)
     return statistics
@@ -186,6 +202,22 @@ def share_of_pairs(ids_BW: jax.Array) -> jax.Array:
     return 2 * jnp.sum((place_B - run_start_B).astype(jnp.float32)) / (B * (B - 1.0))
 
 
+def share_of_union(ids: Sequence[jax.Array]) -> jax.Array:
+    """The share of pairs that are equal in any of these ids [B, W]; none: 0.
+
+    By inclusion and exclusion: equal in several ids is equal in all their words.
+    """
+    sizes = range(1, len(ids) + 1)
+    subsets = [subset for n in sizes for subset in itertools.combinations(ids, n)]
+    if not subsets:
+        return jnp.float32(0)
+    # repeated to equal length and stacked: one sort is compiled, not one a subset
+    words = [itertools.islice(itertools.cycle(subset), len(ids)) for subset in subsets]
+    shares = jax.vmap(share_of_pairs)(jnp.stack([jnp.concatenate([*w], axis=1) for w in words]))
+    signs = jnp.array([1 if len(subset) % 2 else -1 for subset in subsets], jnp.float32)
+    return jnp.sum(signs * shares)
+
+
 def _by_rows(function, carry, xs, rows: int):
     """`function(carry, rows of xs) -> (carry, y)` chunk after chunk; the last may be smaller."""
     n = len(jax.tree.leaves(xs)[0])
@@ -201,15 +233,25 @@ def _by_rows(function, carry, xs, rows: int):
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *ys)
 
 
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
 def _empty(terms: Terms, n: int) -> Statistics:
     """Of no pairs."""
-    start = {"sum": 0.0, "logsumexp": MASKED}
-    return {name: jnp.full(n, start[term.fold], jnp.float32) for name, term in terms.items()}
+    return {name: jnp.full(n, term.start, jnp.float32) for name, term in terms.items()}
 
 
-def _fold(terms: Terms, block: Block, axis: int) -> Statistics:
+def _fold(terms: Terms, block: Block, side: Side, axis: int) -> Statistics:
+    """Of the block's pairs, without `start`; `side` is those that the statistics are of."""
     fold = {"sum": jnp.sum, "logsumexp": jax.nn.logsumexp}
+    block = _seen_from(side, block, axis)
     return {name: fold[term.fold](term.value(block), axis=axis) for name, term in terms.items()}
+
+
+def _seen_from(side: Side, block: Block, axis: int) -> Block:
+    margins = block.logits - jnp.expand_dims(side.own_logit, axis)
+    return block._replace(margins=jnp.where(block.own, 0.0, margins))
 
 
 def _merge(terms: Terms, a: Statistics, b: Statistics) -> Statistics:
@@ -219,7 +261,7 @@ def _merge(terms: Terms, a: Statistics, b: Statistics) -> Statistics:
 
 
 def _linear(
-    terms: Terms, block: Block, axis: int, stats: Statistics, cotangents: Statistics
+    terms: Terms, block: Block, side: Side, axis: int, stats: Statistics, cotangents: Statistics
 ) -> jax.Array:
     """A scalar with the block's part of the gradient of sum(cotangents * statistics).
 
@@ -227,6 +269,7 @@ def _linear(
     is also the derivative of exp(x - L) with L held still: which needs this block only.
     """
     total = jnp.float32(0)
+    block = _seen_from(side, block, axis)
     for name, term in terms.items():
         x = term.value(block)
         if term.fold == "logsumexp":

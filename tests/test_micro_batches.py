@@ -1,0 +1,224 @@
+"""The compiled step in parts: the gradient of the whole, in bounded memory, no logits moved.
+
+All losses are one program here, in which weights, given when it runs, choose one of them: so each
+mesh and number of parts is compiled once.
+
+Shape letters: B pairs of the batch.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip import losses
+from jaxclip.losses import LOSSES, OPTIONS, LossConfig, Objective, make_loss
+from jaxclip.models import clip
+from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.text import TextConfig
+from jaxclip.models.vit import ViTConfig
+from jaxclip.sharding import ShardingConfig, batch_sharding, make_mesh, put_batch, tree_sharding
+from jaxclip.train_step import TrainState, make_train_step, step_batch
+
+B, T, S = 96, 5, 8  # no size of the model is 96, a device's 24 or 12, or the 7 rows of a chunk
+CHUNK = 7
+INPUTS = clip.Inputs(
+    image_size=S, mean=(0.5,) * 3, std=(0.25,) * 3, vocab_size=26, context_length=T, pad_id=0,
+    eos_id=1,
+)  # fmt: skip
+MODEL = clip.ClipConfig(
+    image=ViTConfig(
+        patch_size=4,
+        patch_dropout=0.3,
+        pool="mean",
+        transformer=TransformerConfig(width=8, depth=1, num_heads=2, mlp_width=16, dropout=0.3),
+    ),
+    text=TextConfig(
+        transformer=TransformerConfig(width=8, depth=1, num_heads=2, mlp_width=16, dropout=0.3)
+    ),
+    embed_dim=8,
+    dtype="float32",
+    init_logit_bias=-1.0,
+)
+LOSS = LossConfig(positives="same_article", ignore=("same_figure",), chunk_rows=CHUNK)
+NAMES = tuple(LOSSES)
+DATA, DATA_FSDP, ALL = (4, 1, 1), (2, 2, 1), (2, 2, 2)
+
+
+def make_config(implementation, parts, names, rows=B):
+    from jaxclip.config import TrainConfig
+
+    config = TrainConfig(batch_size=rows, micro_batch_size=rows // parts, model=MODEL)
+    name = names[0] if len(names) == 1 else "any"
+    config.loss = dataclasses.replace(LOSS, name=name, implementation=implementation)
+    return config
+
+
+def batch(rows=B):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, 26, (rows, T)).astype(np.int32)
+    tokens[:, -1] = 1
+    image = rng.integers(0, 256, (rows, S, S, 3)).astype(np.uint8)
+    ids = {f"{name}_id": rng.integers(0, 9, rows) << 32 for name in ("article", "figure")}
+    labels = np.stack([rng.integers(0, 3, rows), rng.integers(-1, 1, rows)], axis=1)
+    labels[labels[:, 0] == labels[:, 1], 1] = -1
+    return step_batch({"image": image, "tokens": tokens, "labels": labels.astype(np.int32), **ids})
+
+
+def any_loss(weights):
+    """The sum of all losses, weighted, as one Objective."""
+
+    def objective(config):
+        parts = {name: LOSSES[name](dataclasses.replace(config, name=name)) for name in NAMES}
+
+        def terms(side):
+            return {
+                f"{name}/{key}": term
+                for name, part in parts.items()
+                for key, term in getattr(part, side).items()
+            }
+
+        def own(stats, name):
+            return {key.partition("/")[2]: x for key, x in stats.items() if key.startswith(name)}
+
+        def loss(image, text):
+            each = [part.loss(own(image, name), own(text, name)) for name, part in parts.items()]
+            return jnp.dot(weights, jnp.stack(each))
+
+        sides = terms("image_terms"), terms("text_terms")
+        return Objective(*sides, loss, OPTIONS, uses_bias=True, uses_labels=True)
+
+    return objective
+
+
+KEEP_GRADIENTS = optax.GradientTransformation(  # as its state; the parameters stay
+    lambda params: params, lambda grads, _, params: (jax.tree.map(jnp.zeros_like, params), grads)
+)
+
+
+@functools.cache
+def initial_params():
+    return jax.device_get(jax.jit(lambda: clip.init(MODEL, INPUTS, jax.random.key(0)))())
+
+
+@functools.cache
+def compiled_step(implementation, sizes, parts, names=NAMES, rows=B):
+    """The step of jaxclip.train, whose optimizer keeps gradients, and a state to call it with."""
+    config = make_config(implementation, parts, names, rows)
+    sharding = ShardingConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    mesh = make_mesh(sharding, jax.devices()[: math.prod(sizes)])
+
+    def step(state, pairs, weights):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(losses.LOSSES, "any", any_loss(weights))
+            train_step = make_train_step(config, INPUTS, KEEP_GRADIENTS, lambda _: 0.0, mesh)
+            return train_step(state, pairs)
+
+    params = initial_params()
+    state = TrainState(np.int32(0), params, params, None)
+    shardings = tree_sharding(state, mesh)
+    state = jax.device_put(state, shardings)
+    step = jax.jit(step, in_shardings=(shardings, batch_sharding(mesh), None))
+    shapes = jax.eval_shape(lambda: batch(rows))
+    compiled = step.lower(state, shapes, np.zeros(len(NAMES), np.float32)).compile()
+    return compiled, state, mesh
+
+
+def loss_and_gradient(compiled_state_mesh, name):
+    compiled, state, mesh = compiled_state_mesh
+    weights = np.float32([name == other for other in NAMES])
+    state, metrics = compiled(state, put_batch(batch(), mesh), weights)
+    return jax.device_get((metrics["loss"], state.opt_state))
+
+
+@functools.cache
+def one_shot(name):
+    """Loss and gradient of the whole batch at once, on one device, by autodiff."""
+    config, rows = make_config("dense", 1, (name,)), batch()
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(params):
+        embeddings = clip.apply(MODEL, INPUTS, params, rows, key)
+        scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
+        return make_loss(config.loss)(*embeddings, scale, bias, rows["relations"])
+
+    return jax.device_get(loss_of(initial_params()))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("sizes", [DATA, DATA_FSDP], ids=["data", "data_fsdp"])
+@pytest.mark.parametrize("implementation", ["dense", "ring"])
+def test_micro_batches_have_the_gradient_of_the_whole(implementation, sizes, parts):
+    step = compiled_step(implementation, sizes, parts)
+    for name in NAMES:
+        expected_loss, expected = one_shot(name)
+        found_loss, found = loss_and_gradient(step, name)
+        np.testing.assert_allclose(found_loss, expected_loss, rtol=1e-5)
+        assert expected["logit_scale"] != 0  # once, not once a part
+        assert (expected["logit_bias"] != 0) == (name == "sigmoid")
+        assert_gradients_close(found, expected)
+
+
+def assert_gradients_close(found, expected):
+    """Within 1e-5 of each parameter's; but the keys' biases have none, only rounding."""
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-6 * largest)
+
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|"
+    r"collective-permute|collective-broadcast)(?:-start)?\("
+)
+
+
+def float_shapes(text):
+    found = re.findall(r"\b(?:f64|f32|bf16|f16|pred)\[([\d,]+)\]", text)
+    return {tuple(map(int, shape.split(","))) for shape in found}
+
+
+def of_logits(shape, sizes):
+    """Whether two dimensions are numbers of pairs: of all, of a device, of a chunk."""
+    pairs = {B, B // (sizes[0] * sizes[1]), B // math.prod(sizes), CHUNK}
+    return sum(size in pairs for size in shape) >= 2
+
+
+@pytest.mark.parametrize("sizes", [DATA, DATA_FSDP, ALL], ids=["data", "data_fsdp", "all"])
+@pytest.mark.parametrize("implementation", ["dense", "ring"])
+@pytest.mark.parametrize("names", [NAMES, *((name,) for name in NAMES)], ids="+".join)
+def test_no_logits_move_between_devices(names, implementation, sizes):
+    """In the whole compiled step, with 4 micro-batches."""
+    program = compiled_step(implementation, sizes, 4, names)[0].as_text()
+    moved = float_shapes(" ".join(COLLECTIVE.findall(program)))
+    assert moved and not [shape for shape in moved if of_logits(shape, sizes)]
+    present = {shape for shape in float_shapes(program) if of_logits(shape, sizes)}
+    n = B // (sizes[0] * sizes[1])
+    assert not [shape for shape in present if min(shape) > n]  # nobody has all of them
+    if implementation == "dense":  # of which each device has the rows of its own images
+        assert {(n, B)} <= present
+    else:  # a chunk of rows, and no whole block
+        n = B // math.prod(sizes)
+        assert {(CHUNK, n)} <= present
+        assert not [shape for shape in present if B in shape or sorted(shape) == [n, n]]
+
+
+def test_memory_grows_with_the_embeddings_and_not_with_the_activations():
+    def temporary_bytes(rows, micro_batch_size):
+        step = compiled_step("ring", DATA, rows // micro_batch_size, ("softmax",), rows)
+        return step[0].memory_analysis().temp_size_in_bytes
+
+    small, large = temporary_bytes(B, 24), temporary_bytes(4 * B, 24)
+    whole = temporary_bytes(4 * B, 4 * B)
+    print(small, large, whole)
+    rows = 3 * B // 4  # more of them on a device
+    # embeddings of 8 numbers of image and text, their gradients, and both on their way
+    assert large - small < rows * 16 * 2 * 8 * 4
+    assert whole > 3 * large
