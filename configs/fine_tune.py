@@ -32,7 +32,7 @@ def get_config(checkpoint: str = "") -> TrainConfig:
     if isinstance(config.model.image, ViTConfig):
         config.model.image.naflex = False  # the loader gives squares; the parameters are the same
     if config.model.init_logit_bias:
-        config.loss.name, config.loss.max_logit_scale = "sigmoid", 0.0
+        config.loss.name = "sigmoid"
     config.optimizer.peak_lr = 5e-5
     config.optimizer.weight_decay = 0.0  # it would pull towards zero, away from the checkpoint
     config.optimizer.warmup = Duration(amount=5, unit="percent")

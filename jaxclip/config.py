@@ -107,6 +107,12 @@ class TrainConfig:
             )
         for part in (self.loss, self.optimizer, self.checkpoint, self.eval, self.log):
             part.validate()
+        if self.loss.objective().uses_bias and not self.model.init_logit_bias:
+            raise ValueError(
+                f"loss.name ({self.loss.name!r}) learns a bias, and model.init_logit_bias "
+                f"({self.model.init_logit_bias}) says that the model has none. Set it to -10.0 and "
+                "model.init_temperature to 0.1, as SigLIP."
+            )
         if self.loss.needs_labels() and not self.data.label:
             raise ValueError(
                 f"loss.name ({self.loss.name!r}) with loss.positives ({self.loss.positives!r}) and "

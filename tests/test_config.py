@@ -106,6 +106,7 @@ def test_only_what_changes_the_result_is_a_difference():
         ("model.text.pool", "max", "model.text.pool ('max') must be one of"),
         ("model.image.transformer.attention", "cudnn", "needs model.dtype 'bfloat16'"),
         ("loss.name", "triplet", "loss.name ('triplet') must be one of"),
+        ("loss.name", "sigmoid", "learns a bias, and model.init_logit_bias (0.0) says"),
         ("optimizer.peak_lr", 0.0, "optimizer.peak_lr (0.0) must be > 0"),
         ("optimizer.freeze", ("(",), "must be a regular expression"),
         ("checkpoint.keep_every", 6, "must be 0 or a multiple of checkpoint.every (4)"),

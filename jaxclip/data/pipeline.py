@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxclip.data.image import ImageError, eval_image, train_image
 from jaxclip.data.order import Ref, TrainSamples
-from jaxclip.data.record import Record, hash64
+from jaxclip.data.record import Record, article_key, figure_key, hash64
 from jaxclip.data.sources import DataConfig, Source
 from jaxclip.data.text import Tokenizer, choose_text
 
@@ -52,9 +52,12 @@ class _Load:
 
     {"image": uint8 [n, S, S, 3], "tokens": int32 [n, T], "source": int64 [n], "record": int64 [n]},
     and for each of IDS int64 [n], hashes that are equal in rows with the same article, figure,
-    image bytes or text. A record that does not say its article or figure is alone in it. With
-    labels: bool [n, kinds] and "label_id", equal where all labels are. With seed None, as in
-    evaluation: the one central crop and text.
+    image bytes or caption. A record that does not say its article or figure is alone in it.
+    Captions are the same in training where the tokens are, as the model sees no more of them; in
+    evaluation where the texts are, so that scores do not depend on the tokenizer. With labels:
+    "labels" int32 [n, L], numbers of kinds, filled up with -1, and "label_id", equal where all
+    labels are; a record without is alone. With seed None, as in evaluation: the one central crop
+    and text.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class _Load:
         seed: int | None,
     ):
         self.datasets = [source.dataset for source in sources]
-        self.labels = [source.labels for source in sources]
+        self.labels = [source.labels for source in sources if source.labels]
+        self.most_labels = max((labels.most for labels in self.labels), default=0)
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
 
     def empty(self, rows: int) -> Batch:
@@ -75,9 +79,9 @@ class _Load:
             "image": np.empty((rows, size, size, 3), np.uint8),
             "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
         } | {name: np.empty(rows, np.int64) for name in ("source", "record", *IDS)}
-        if self.labels[0] is not None:
+        if self.most_labels:
             batch["label_id"] = np.empty(rows, np.int64)
-            batch["labels"] = np.empty((rows, self.labels[0].shape[1]), bool)
+            batch["labels"] = np.empty((rows, self.most_labels), np.int32)
         return batch
 
     def __call__(self, refs: Sequence[Ref], batch: Batch) -> None:
@@ -95,30 +99,33 @@ class _Load:
         batch["tokens"][:] = self.tokenizer.encode(texts)
         batch["source"][:] = [ref.source for ref in refs]
         batch["record"][:] = [ref.position for ref in refs]
-        for row, ids in enumerate(map(self._ids, refs, records, texts)):
+        captions = texts if self.seed is None else [row.tobytes() for row in batch["tokens"]]
+        for row, ids in enumerate(map(self._ids, refs, records, captions)):
             for name, number in ids.items():
                 batch[name][row] = number
-        if "labels" in batch:
-            batch["labels"][:] = [self._labels(ref) for ref in refs]
+        if self.most_labels:
+            self._fill_labels(batch, refs)
 
-    def _ids(self, ref: Ref, record: Record, text: str) -> dict[str, int]:
-        content_hash = self.datasets[ref.source].content_hash
-        itself = f"{content_hash}/{ref.position}"
-        article, figure = record.article_id, record.figure_id
-        ids = {
-            "article_id": hash64(article or itself),
-            # names of figures, as fig1, are those of an article, or of a dataset that has none
-            "figure_id": hash64(f"{article or content_hash}/{figure}" if figure else itself),
+    def _ids(self, ref: Ref, record: Record, caption: str | bytes) -> dict[str, int]:
+        figure = figure_key(record)
+        if record.figure_id and not record.article_id:  # its name is one of the dataset
+            figure = f"{self.datasets[ref.source].content_hash}/{record.figure_id}"
+        return {
+            "article_id": hash64(article_key(record) or self._itself(ref)),
+            "figure_id": hash64(figure or self._itself(ref)),
             "image_id": hash64(record.image_sha256),
-            "caption_id": hash64(text),
+            "caption_id": hash64(caption),
         }
-        if (labels := self._labels(ref)) is not None:
-            ids["label_id"] = hash64(labels.tobytes() if labels.any() else itself)
-        return ids
 
-    def _labels(self, ref: Ref) -> np.ndarray | None:
-        labels = self.labels[ref.source]
-        return None if labels is None else labels[ref.position]
+    def _itself(self, ref: Ref) -> str:
+        return f"{self.datasets[ref.source].content_hash}/{ref.position}"
+
+    def _fill_labels(self, batch: Batch, refs: Sequence[Ref]) -> None:
+        batch["labels"][:] = -1
+        for row, ref in enumerate(refs):
+            labels = self.labels[ref.source].of(ref.position)
+            batch["labels"][row, : len(labels)] = labels
+            batch["label_id"][row] = hash64(labels.tobytes() or self._itself(ref))
 
     def _rng(self, ref: Ref) -> np.random.Generator | None:
         return None if self.seed is None else np.random.default_rng((self.seed, *ref))
@@ -213,9 +220,12 @@ class _Chunks:
 class TrainInput:
     """An endless iterator over this host's rows of each global batch.
 
-    Batches are dicts of NumPy arrays: "image" uint8 [b, S, S, 3], "tokens" int32 [b, T], "source"
-    and "record" int64 [b], with b = batch_size / num_hosts. To be closed when done: a context
-    manager. Memory: three batches and a chunk a thread, besides the batch that is given out.
+    Batches are dicts of NumPy arrays of b = batch_size / num_hosts rows: "image" uint8
+    [b, S, S, 3], "tokens" int32 [b, T], "source" and "record" int64 [b], where they are from; and
+    what two rows have in common, int64 [b], equal where it is the same: "article_id", "figure_id",
+    "image_id", "caption_id". With data.label also "label_id", and "labels" int32 [b, L]; see _Load.
+    To be closed when done: a context manager. Memory: three batches and a chunk a thread, besides
+    the batch that is given out.
 
     Args:
       next_sample: number of the first sample to give out, as `next_sample` was when saved.

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -122,6 +123,27 @@ def hash64(text: str | bytes) -> int:
     """64-bit identity of a text or image, as int64 fits a column and a NumPy array."""
     data = text.encode() if isinstance(text, str) else text
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+
+
+def article_key(record: "Record") -> str:
+    """Names the record's article alike in all corpora; "" where the record does not say it.
+
+    "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
+    """
+    name = record.article_id.strip().lower()
+    if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
+        return pmcid[1]
+    return re.sub(r"^(https?://(dx\.)?doi\.org/|doi: ?)", "", name)
+
+
+def figure_key(record: "Record") -> str:
+    """Names the record's figure among all articles'; "" where article or figure is not said.
+
+    Of PMC123 "Fig1.JPG" and of 123 "fig1" -> "123\\0fig1".
+    """
+    article = article_key(record)
+    figure = re.sub(r"\.(jpe?g|png|gif|tiff?)$", "", record.figure_id.strip().lower())
+    return f"{article}\0{figure}" if article and figure else ""
 
 
 def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
