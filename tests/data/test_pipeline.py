@@ -391,7 +391,9 @@ def read_labelled(tokenizer, *paths) -> dict[str, np.ndarray]:
     sources = open_sources(config, "test")
     load = pipeline._Load(sources, config, tokenizer, None)
     refs = [order.Ref(i, 0, int(p)) for i, source in enumerate(sources) for p in source.positions]
-    return load(refs)
+    rows = load.empty(len(refs))
+    load(refs, rows)
+    return rows
 
 
 def groups(ids) -> list[int]:
