@@ -135,21 +135,23 @@ def summary(rows: Sequence[Row]) -> list[str]:
     lines, before = [], None
     for row in rows:
         head = f"{row['model']} on {row['set']}/{row['split']}: {row['evaluator']}"
-        if row["replicates"] is not None and head != before:
+        if "_severity_" in row["metric"]:
+            continue  # the drop is their sum; all are in the table
+        if head != before:
             lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups)")
             before = head
         lines.append(f"  {row['metric']}: {shown(row)}")
     return lines
 
 
-def shown(row: Row) -> str:
+def shown(row: Row, chance: bool = True) -> str:
     """`0.8312 [0.7990, 0.8601] (chance 0.1667)`."""
     if row["replicates"] is None and float(row["value"]).is_integer():
         return f"{int(row['value']):,}"
     text = f"{row['value']:.4f}"
     if row["low"] is not None:
         text += f" [{row['low']:.4f}, {row['high']:.4f}]"
-    if row["chance"] is not None:
+    if chance and row["chance"] is not None:
         text += f" (chance {row['chance']:.4f})"
     return text
 
