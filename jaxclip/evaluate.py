@@ -89,9 +89,13 @@ def main(argv: Sequence[str]) -> None:
         rows = report.rows + report.alignments
         results.write(rows, out, about)
         print(*results.summary(rows), sep="\n")
-        for name, reasons in left_out.items():
-            print(*(f"Left out of {name}: {n:,} ({why})" for why, n in reasons.items()), sep="\n")
-        print(*(f"Skipped: {why}" for why in report.skipped), f"Written to {out}", sep="\n")
+        lines = [
+            f"Left out of {name}: {n:,} ({why})"
+            for name, reasons in left_out.items()
+            for why, n in reasons.items()
+        ]
+        lines += [f"Skipped: {why}" for why in report.skipped]
+        print(*lines, f"Written to {out}", sep="\n")
         if _PAGE.value:
             print("Page:", page.write_page(out, rows, report.sections))
     if not report.rows:

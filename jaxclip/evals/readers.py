@@ -115,7 +115,10 @@ def _read_file(root: Path, name: str) -> bytes:
     """Raises ValueError: a path that leaves the root, or a file larger than MAX_FILE_BYTES."""
     file = (root / name).resolve()
     if not file.is_relative_to(root.resolve()):
-        raise ValueError(f"image ({name}) lies outside {root}. Paths must stay inside the set.")
+        raise ValueError(
+            f"image ({name}) lies outside {root}. Paths and links must stay inside; the set itself "
+            "may be a link."
+        )
     if file.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"image ({name}) is larger than {MAX_FILE_BYTES} bytes: no picture.")
     return file.read_bytes()
