@@ -245,6 +245,7 @@ def _find_image(root: str, names: Iterable[str]) -> bytes | ImageError:
     return first
 
 
+@functools.lru_cache(maxsize=64)  # a shard's rows come from one file
 def _split_of_file(name: str) -> str:
     """ "data/validation-00000-of-00002.parquet" -> "validation"; "" where the name tells none."""
     words = "".join(c if c.isalpha() else " " for c in name.lower()).split()

@@ -86,9 +86,8 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_index() == 0:
         about = {"environment": environment(), "skipped": report.skipped, "left_out": left_out}
         about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
-        rows = report.rows + report.alignments
-        results.write(rows, out, about)
-        print(*results.summary(rows), sep="\n")
+        results.write(report.rows, out, about)
+        print(*results.summary(report.rows), sep="\n")
         lines = [
             f"Left out of {name}: {n:,} ({why})"
             for name, reasons in left_out.items()
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         lines += [f"Skipped: {why}" for why in report.skipped]
         print(*lines, f"Written to {out}", sep="\n")
         if _PAGE.value:
-            print("Page:", page.write_page(out, rows, report.sections))
+            print("Page:", page.write_page(out, report.rows, report.sections))
     if not report.rows:
         raise ValueError("No set could be scored: see what was skipped, above.")
 
@@ -108,8 +107,7 @@ class Report:
 
     skipped: list[str]  # sets and evaluators, with the reason
     rows: list[results.Row] = dataclasses.field(default_factory=list)
-    alignments: list[results.Row] = dataclasses.field(default_factory=list)
-    first: dict[str, tuple[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    first: dict[str, tuple[str, str, np.ndarray]] = dataclasses.field(default_factory=dict)
     sections: list[str] = dataclasses.field(default_factory=list)  # of the page
 
 
@@ -138,11 +136,11 @@ def _score(
                 found, model=name, set_name=scored.name, split=scored.split,
                 identity=scored.identity, draws=_DRAWS.value,
             )  # fmt: skip
+            if "representation" in options.suite:
+                of_seeds[-1] += _alignment(model, name, cache, scored, report.first)
             if len(of_seeds) > 1:
                 continue
             report.skipped += [line for line in nothing if line not in report.skipped]
-            if "representation" in options.suite:
-                report.alignments += _alignment(name, cache, scored, report.first)
             if _PAGE.value:
                 report.sections.append(page.section(name, cache, scored, options.templates))
     name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
@@ -150,20 +148,21 @@ def _score(
 
 
 def _alignment(
+    model: str,
     name: str,
     cache: EmbeddingCache,
     scored: EvalSplit,
-    first: dict[str, tuple[str, np.ndarray]],
+    first: dict[str, tuple[str, str, np.ndarray]],
 ) -> list[results.Row]:
-    """CKA of a model's images with those of the first model that saw the set."""
+    """CKA with the first model that saw the set, of the images; that one itself has none."""
     image_NE = cache.images(scored.content_hash, scored.images)[:SAMPLES]
-    other, other_NE = first.setdefault(scored.name, (name, image_NE))
-    if other == name:
+    first_model, first_name, first_NE = first.setdefault(scored.name, (model, name, image_NE))
+    if first_model == model:
         return []
     row = dict.fromkeys(results.ROW.names) | {"model": name, "set": scored.name}
     row |= {"split": scored.split, "evaluator": "representation"}
-    row |= {"metric": f"image_cka_with_{other}", "value": cka(other_NE, image_NE)}
-    row |= {"units": len(image_NE), "groups": len(image_NE), "seed": 0}
+    row |= {"metric": f"image_cka_with_{first_name}", "value": cka(first_NE, image_NE)}
+    row |= {"units": len(scored.images), "groups": len(scored.images), "seed": 0}
     return [row | {"identity": scored.identity}]
 
 

@@ -31,7 +31,8 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222 }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse } td, th { padding: .2rem .6rem; text-align: left }
-.results td:nth-child(n+2) { font-variant-numeric: tabular-nums }
+.results { font-variant-numeric: tabular-nums; white-space: nowrap; font-size: 14px }
+.scroll { overflow-x: auto }
 .results tr:nth-child(even) { background: #f5f6f8 }
 figure { display: inline-block; margin: .3rem; width: 130px; vertical-align: top }
 figcaption { font-size: 12px; overflow-wrap: anywhere } img { display: block; max-width: 120px }
@@ -107,8 +108,8 @@ def _by_model(rows: Sequence[Row]) -> str:
         lines.append(f"<tr>{first}<td>{_text(metric)}{cells}<td>{chance}<td>{units}")
         before = evaluator
     return (
-        f"<table class=results><tr><th>Evaluator<th>Metric{heads}<th>Chance<th>Units in groups"
-        f"{''.join(lines)}</table>"
+        f"<div class=scroll><table class=results><tr><th>Evaluator<th>Metric{heads}<th>Chance"
+        f"<th>Units in groups{''.join(lines)}</table></div>"
     )
 
 
@@ -127,8 +128,8 @@ def _by_severity(rows: Sequence[Row]) -> str:
     ]
     heads = "".join(f"<th>{'clean' if s == '0' else s}" for s in severities)
     return (
-        "<h3>Robustness by severity</h3><table class=results><tr><th>Model<th>Changed, measured by"
-        f"<th>Metric{heads}{''.join(lines)}</table>"
+        "<h3>Robustness by severity</h3><div class=scroll><table class=results><tr><th>Model"
+        f"<th>Changed, measured by<th>Metric{heads}{''.join(lines)}</table></div>"
     )
 
 
