@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import SPLIT_NAMES, Drop, Example, Record, split_of
+from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example, Record, split_of
 
 
 def check_figure_options(options: Any) -> None:
@@ -44,6 +45,32 @@ class FigureOptions(WriteOptions):
         """The options that decide what the dataset holds, for the manifest's made_by."""
         place = {field.name for field in dataclasses.fields(WriteOptions)}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in place}
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class FieldOptions(FigureOptions):
+    """Which field of a row, or column of a table, is what."""
+
+    images: str = option("", "folder or zip with the images that rows name")
+    image: str = option("", "field: bytes, or a path inside --images")
+    caption: str = option("", "field: caption of the whole figure")
+    group: str = option("", "field: article or patient; a group is never in two splits")
+    panel_caption: str = option("", "field: the part of the caption about this panel")
+    references: str = option("", "field: the sentences that cite the figure")
+    summary: str = option("", "field: summary of the references")
+    figure: str = option("", "field: figure id within the group; default: the image's name")
+    panel: str = option("", "field: panel id within the figure")
+    source: str = option("", "name of the corpus, or of a table's column with it")
+    licence: str = option("", "field; of a table also the licence of every record")
+    keep: tuple[str, ...] = option((), "fields to keep as signals in metadata.parquet")
+
+    def __post_init__(self):
+        self.keep = tuple(self.keep)
+
+    def text(self, row: Mapping[str, Any], role: str) -> str:
+        """`text(row, "figure")`: what the field of that role holds; "" if none has it."""
+        name = getattr(self, role)
+        return as_text(row.get(name)) if name else ""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -93,13 +120,12 @@ def to_example(figure: Figure, options: FigureOptions) -> Example | Drop:
         )
     except ImageError as error:
         return drop(error.reason, error.detail)
-    texts = ("caption", "panel_caption", "references", "summary")
     ids = ("article_id", "figure_id", "panel_id", "source", "licence")
     record = Record(
         image=image.data,
         width=image.width,
         height=image.height,
-        **{name: getattr(figure, name) for name in (*texts, *ids)},
+        **{name: getattr(figure, name) for name in (*TEXT_FIELDS, *ids)},
     )
     sizes = {"original_width": image.original_width, "original_height": image.original_height}
     return Example(record=record, split=split, signals=figure.signals | sizes)

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import grain
 import numpy as np
 import pyarrow.parquet as pq
 import tqdm
+from array_record.python import array_record_data_source
 from etils import epath
 
 from jaxclip.data.record import (
@@ -345,7 +345,7 @@ def train_texts(directory: epath.Path, most: int = TOKENIZER_RECORDS) -> Iterato
     seen = 0
     for file, train_rows in rows.items():
         shard = os.fspath(file.with_suffix(".array_record"))
-        source = grain.sources.ArrayRecordDataSource([shard])
+        source = array_record_data_source.ArrayRecordDataSource([shard])
         for row in train_rows[-seen % step :: step]:
             yield from filter(None, Record.unpack(source[int(row)]).texts().values())
         seen += len(train_rows)

@@ -22,12 +22,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import grain
 import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python import (
+    array_record_data_source,
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from etils import epath
@@ -323,7 +323,7 @@ class Dataset:
         self.manifest = self._read_manifest()
         self._check_sizes()
         self._shards = [os.fspath(self.path / shard["file"]) for shard in self.manifest["shards"]]
-        self._source = grain.sources.ArrayRecordDataSource(self._shards)
+        self._source = array_record_data_source.ArrayRecordDataSource(self._shards)
 
     def _read_manifest(self) -> dict[str, Any]:
         file = self.path / "manifest.json"
