@@ -40,6 +40,7 @@ LENIENT = _Rules(0.97, 0.4, 0.7, 0.25, 0.07, 0.07)  # where the caption names mo
 LENIENT_SCORE = 0.6  # at most, of a cut that the caption asked for
 
 Box = tuple[int, int, int, int]
+Point = tuple[float, float]  # x, y
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,14 +53,28 @@ class Region:
     halves: tuple["Region", ...] = ()
 
 
-def leaves(region: Region, most: int) -> list[Region]:
-    """The regions after all cuts; after the `most - 1` strongest ones, if `most` is not 0."""
+def leaves(region: Region, most: int, places: Sequence[Point] = ()) -> list[Region]:
+    """The regions after all cuts; after `most - 1` cuts, if `most` is not 0: first those of regions
+    with more than one of `places`, of labels, then the strongest."""
+
+    def urgency(leaf: Region) -> tuple[bool, float]:
+        return _num_inside(leaf.box, places) > 1, leaf.strength
+
     leaves = [region]
     while any(leaf.halves for leaf in leaves) and (most == 0 or len(leaves) < most):
-        strongest = max((leaf for leaf in leaves if leaf.halves), key=lambda leaf: leaf.strength)
-        leaves.remove(strongest)
-        leaves += strongest.halves
+        first = max((leaf for leaf in leaves if leaf.halves), key=urgency)
+        leaves.remove(first)
+        leaves += first.halves
     return leaves
+
+
+def _num_inside(box: Box, places: Sequence[Point]) -> int:
+    return sum(contains(box, place) for place in places)
+
+
+def _num_named(regions: Sequence[Region], places: Sequence[Point]) -> int:
+    """How many regions have one label."""
+    return sum(_num_inside(region.box, places) == 1 for region in regions)
 
 
 @dataclasses.dataclass(slots=True)
@@ -147,15 +162,21 @@ class Page:
 
     # --- Cutting ---
 
-    def regions(self, num_labels: int) -> list[Region]:
-        """The panels, `num_labels` of them if that can be; 0 means any number."""
-        everything = (0, 0, self.width, self.height)
-        found = leaves(self.cut(everything, (0.0, 0.0), 1.0), num_labels)
-        if len(found) < num_labels:
-            self.rules = LENIENT
-            more = leaves(self.cut(everything, (0.0, 0.0), LENIENT_SCORE), num_labels)
-            found = more if len(more) == num_labels else found
-        return found
+    def regions(self, num_labels: int, places: Sequence[Point] = ()) -> list[Region]:
+        """The panels.
+
+        Args:
+          num_labels: of them there are so many, if that can be; 0 means any number.
+          places: of their labels, as far as they are known.
+        """
+        tries: list[list[Region]] = []
+        for rules, score in ((STRICT, 1.0), (LENIENT, LENIENT_SCORE)):
+            self.rules = rules
+            tree = self.cut((0, 0, self.width, self.height), (0.0, 0.0), score)
+            tries.append(leaves(tree, num_labels, places))
+            if len(tries[-1]) >= num_labels and _num_named(tries[-1], places) == len(places):
+                break
+        return max(tries, key=lambda t: (len(t) == num_labels, _num_named(t, places)))
 
     def cut(self, box: Box, outside: tuple[float, float], score: float) -> Region:
         """Takes a box apart.
@@ -297,6 +318,10 @@ def _sums(mask_HW: np.ndarray) -> np.ndarray:
 def _rectangle(sums: np.ndarray, box: Box) -> int:
     left, top, right, bottom = box
     return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
+
+
+def contains(box: Box, point: Point) -> bool:
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:

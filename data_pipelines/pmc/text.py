@@ -26,7 +26,7 @@ OPEN, MIDDLE, CLOSE = (
 
 SPACED = (" ,", " ;", " :", " .", " )", " ]")
 _SPACE_BEFORE = re.compile(r" +(?=[,;:.)\]](?:\s|$))")
-_UNSEEN = re.compile("[\u200b\u2060-\u2064\ufeff\u00ad]")
+_UNSEEN = "\u200b\u2060\u2061\u2062\u2063\u2064\ufeff\u00ad"
 _EXPONENT = re.compile(r"[-−–+]?[\d.]+$")
 _TEX = re.compile(r"\\begin\{document\}(.*?)\\end\{document\}", re.DOTALL)
 
@@ -42,7 +42,9 @@ def local_name(element) -> str:
 def clean(text: str) -> str:
     """One line, canonical Unicode, no characters that nobody sees, no space before a comma."""
     if not text.isascii():
-        text = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+        for unseen in filter(text.__contains__, _UNSEEN):
+            text = text.replace(unseen, "")
+        text = unicodedata.normalize("NFC", text)
     text = " ".join(text.split())
     return _SPACE_BEFORE.sub("", text) if any(map(text.__contains__, SPACED)) else text
 
