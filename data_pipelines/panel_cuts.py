@@ -19,6 +19,7 @@ INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
 PICTURE = 0.5  # share of pixels that are not page, from which on a piece is a picture
 SEAM = 1.0  # strength of a seam, in pixels of a gutter's width
 THIN = 4  # pixels of a gutter
+MOST_PIECES = 64  # of a figure whose pieces are put together by labels
 FRAME = 0.03  # of a gutter's length, at its ends, where a line across it is a frame around all
 
 
@@ -53,28 +54,57 @@ class Region:
     halves: tuple["Region", ...] = ()
 
 
-def leaves(region: Region, most: int, places: Sequence[Point] = ()) -> list[Region]:
-    """The regions after all cuts; after `most - 1` cuts, if `most` is not 0: first those of regions
-    with more than one of `places`, of labels, then the strongest."""
-
-    def urgency(leaf: Region) -> tuple[bool, float]:
-        return _num_inside(leaf.box, places) > 1, leaf.strength
-
+def leaves(region: Region, most: int) -> list[Region]:
+    """The regions after all cuts; after the `most - 1` strongest ones, if `most` is not 0."""
     leaves = [region]
     while any(leaf.halves for leaf in leaves) and (most == 0 or len(leaves) < most):
-        first = max((leaf for leaf in leaves if leaf.halves), key=urgency)
-        leaves.remove(first)
-        leaves += first.halves
+        strongest = max((leaf for leaf in leaves if leaf.halves), key=lambda leaf: leaf.strength)
+        leaves.remove(strongest)
+        leaves += strongest.halves
     return leaves
 
 
-def _num_inside(box: Box, places: Sequence[Point]) -> int:
-    return sum(contains(box, place) for place in places)
+def named_regions(region: Region, places: Sequence[Point]) -> list[Region]:
+    """One region for each of `places`, where labels are; [] if cuts do not part the labels.
+
+    After all cuts, a piece without a label goes to the panel on its left or above it, as labels
+    stand at the upper left; else to any other that it makes a rectangle with.
+    """
+    pieces = leaves(region, 0)
+    named = [p for p in pieces if sum(contains(p.box, place) for place in places) == 1]
+    others = [p for p in pieces if all(p is not n for n in named)]
+    if len(named) != len(places) or len(pieces) > MOST_PIECES:
+        return []
+    while others:
+        pairs = [(u, n) for u in range(len(others)) for n in range(len(named))]
+        costs = {pair: _cost_of_joining(others, named, *pair) for pair in pairs}
+        u, n = min(pairs, key=lambda pair: costs[pair])
+        if costs[u, n] == np.inf:
+            return []
+        box = _around_both(named[n].box, others[u].box)
+        named[n] = Region(box, min(named[n].score, others.pop(u).score))
+    return named
 
 
-def _num_named(regions: Sequence[Region], places: Sequence[Point]) -> int:
-    """How many regions have one label."""
-    return sum(_num_inside(region.box, places) == 1 for region in regions)
+def _cost_of_joining(others: list[Region], named: list[Region], u: int, n: int) -> float:
+    """Pixels between a piece and a panel; more where the piece is not right of it or below it, and
+    infinite where something else is between them."""
+    piece, panel = others[u].box, named[n].box
+    both = _around_both(piece, panel)
+    rest = [r.box for r in (*others[:u], *others[u + 1 :], *named[:n], *named[n + 1 :])]
+    if any(_overlap(both, box) for box in rest):
+        return np.inf
+    gaps = [max(0, piece[i] - panel[i + 2], panel[i] - piece[i + 2]) for i in (0, 1)]
+    is_after = all(piece[i] >= panel[i] - 0.1 * (panel[i + 2] - panel[i]) for i in (0, 1))
+    return max(gaps) + (0 if is_after else WORK_SIDE)
+
+
+def _around_both(a: Box, b: Box) -> Box:
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 @dataclasses.dataclass(slots=True)
@@ -169,14 +199,16 @@ class Page:
           num_labels: of them there are so many, if that can be; 0 means any number.
           places: of their labels, as far as they are known.
         """
-        tries: list[list[Region]] = []
+        counted: list[list[Region]] = []
         for rules, score in ((STRICT, 1.0), (LENIENT, LENIENT_SCORE)):
             self.rules = rules
             tree = self.cut((0, 0, self.width, self.height), (0.0, 0.0), score)
-            tries.append(leaves(tree, num_labels, places))
-            if len(tries[-1]) >= num_labels and _num_named(tries[-1], places) == len(places):
+            if len(places) == num_labels > 1 and (named := named_regions(tree, places)):
+                return named
+            counted.append(leaves(tree, num_labels))
+            if len(counted[-1]) >= num_labels and len(places) != num_labels:
                 break
-        return max(tries, key=lambda t: (len(t) == num_labels, _num_named(t, places)))
+        return next((found for found in counted if len(found) == num_labels), counted[0])
 
     def cut(self, box: Box, outside: tuple[float, float], score: float) -> Region:
         """Takes a box apart.

@@ -14,6 +14,7 @@ _FAMILY = r"(?:\b(?P<family>supplement\w*|suppl?\.?|extended data|additional|app
 # a word's beginning, told after its first letter: the search for that is ten times faster
 _HEAD = re.compile(r"[Ff](?<!\w.)[Ii][Gg](?P<plural>s|ures|S|URES)?(?:ure|URE)?\b\.?\s*")
 _FAMILY_BEFORE = re.compile(_FAMILY + "$", re.IGNORECASE)
+_FAMILIES = ("supp", "extend", "addit", "append")  # spares most the search for one
 _LETTERS = r"[A-Za-z](?![A-Za-z0-9’'])"
 _RANGE = re.compile(r"\s*(?:-|–|—|−|\bto\b|\bthrough\b)\s*")
 _LIST = re.compile(r"\s*(?:[,;/&]\s*(?:and\b|&)?|\band\b|\bor\b)\s*")
@@ -93,7 +94,9 @@ def find_mentions(
     used: set[int] = set()
     for head in _HEAD.finditer(text):
         items = _items(text, head)
-        family = _FAMILY_BEFORE.search(text[max(0, head.start() - 16) : head.start()])["family"]
+        before_head = text[max(0, head.start() - 16) : head.start()]
+        is_other = any(map(before_head.lower().__contains__, _FAMILIES))
+        family = _FAMILY_BEFORE.search(before_head)["family"] if is_other else None
         before = ""
         for item in items:
             linked = [

@@ -53,6 +53,8 @@ def text_of(element) -> str:
     """The text of an element; "" of None."""
     if element is None:
         return ""
+    if not len(element):
+        return clean(element.text or "")
     parts: list[str] = []
     _inside(element, parts, None)
     return clean("".join(parts))
@@ -67,18 +69,21 @@ def marked_text_of(element) -> tuple[str, list]:
 
 
 def _inside(element, parts: list[str], xrefs: list | None) -> None:
-    if element.text:
-        parts.append(element.text)
+    if text := element.text:  # each look at an element costs: one is enough
+        parts.append(text)
     for child in element:
         tag = child.tag
-        if tag in INLINE and not len(child):  # nearly all, so they are spared the questions
-            parts.append(child.text or "")
-        elif tag == "xref" and (xrefs is None or child.get("ref-type") != "fig"):
-            _inside(child, parts, xrefs)
+        if tag in INLINE or (
+            tag == "xref" and (xrefs is None or child.get("ref-type") != "fig")
+        ):  # nearly all, so they are spared the questions
+            if len(child):
+                _inside(child, parts, xrefs)
+            elif text := child.text:
+                parts.append(text)
         else:
             _child(child, parts, xrefs)
-        if child.tail:
-            parts.append(child.tail)
+        if tail := child.tail:
+            parts.append(tail)
 
 
 def _child(child, parts: list[str], xrefs: list | None) -> None:

@@ -258,14 +258,17 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     """
     spans, start = [], len(text) - len(text.lstrip())
     for match in _SENTENCE_END.finditer(text):
-        begin = max(start, match.start() - REACH)
-        so_far, rest = text[begin : match.start()], text[match.end() : match.end() + 20]
-        if not _WORD.search(so_far) or (rest[0].islower() and not _PANEL_LABEL.match(rest)):
+        stop, following = match.start(), match.end()
+        begin = max(start, stop - REACH)
+        if text[following].islower() and not _PANEL_LABEL.match(text, following, following + 20):
             continue
-        is_open = so_far.count("(") > so_far.count(")") + match["stop"].count(")")
-        if not is_open and not _ABBREVIATION.fullmatch(so_far.split()[-1].lstrip("([\"'“‘")):
+        last = text[max(begin, stop - 20) : stop].split()[-1:]
+        if not last or _ABBREVIATION.fullmatch(last[0].lstrip("([\"'“‘")):
+            continue
+        is_open = text.count("(", begin, stop) > text.count(")", begin, match.end("stop"))
+        if not is_open and _WORD.search(text, begin, stop):
             spans.append((start, match.end("stop")))
-            start = match.end()
+            start = following
     end = len(text.rstrip())
     if spans and not _WORD.search(text, start):  # "(b)." alone is no caption
         return [*spans[:-1], (spans[-1][0], end)]
