@@ -176,7 +176,8 @@ def panels_of_caption(
     """
     labels = [label for labels, _ in split.parts for label in labels]
     letters = read_labels(pixels_HW3, labels, reader) if reader else []
-    return find_panels(pixels_HW3, len(labels), letters)
+    is_quartered = any(label.split()[1:] for label in labels)  # "top left": there are four
+    return find_panels(pixels_HW3, max(4, len(labels)) if is_quartered else len(labels), letters)
 
 
 def align(panels: Sequence[Panel], split: SplitCaption) -> list[Alignment]:

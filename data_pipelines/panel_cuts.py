@@ -4,6 +4,7 @@ Shape letters: H height, W width. Boxes are (left, top, right, bottom), right an
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -64,42 +65,42 @@ def leaves(region: Region, most: int) -> list[Region]:
     return leaves
 
 
-def named_regions(region: Region, places: Sequence[Point]) -> list[Region]:
-    """One region for each of `places`, where labels are; [] if cuts do not part the labels.
+def named_regions(pieces: Sequence[Region], places: Sequence[Point]) -> list[Region]:
+    """Pieces put together so that each of `places`, where labels are, has one; [] if that fails.
 
-    After all cuts, a piece without a label goes to the panel on its left or above it, as labels
-    stand at the upper left; else to any other that it makes a rectangle with.
+    A piece without a label goes to the nearest panel that it makes a rectangle with, before others
+    to one on its left or above it, as labels stand at the upper left.
     """
-    pieces = leaves(region, 0)
-    named = [p for p in pieces if sum(contains(p.box, place) for place in places) == 1]
-    others = [p for p in pieces if all(p is not n for n in named)]
+    named = [p for p in pieces if num_inside(p.box, places) == 1]
+    others = [p for p in pieces if num_inside(p.box, places) == 0]
     if len(named) != len(places) or len(pieces) > MOST_PIECES:
         return []
     while others:
-        pairs = [(u, n) for u in range(len(others)) for n in range(len(named))]
-        costs = {pair: _cost_of_joining(others, named, *pair) for pair in pairs}
-        u, n = min(pairs, key=lambda pair: costs[pair])
-        if costs[u, n] == np.inf:
+        pairs = itertools.product(range(len(named)), others)
+        n, piece = min(pairs, key=lambda pair: _cost(named, *pair))
+        if _cost(named, n, piece) == np.inf:
             return []
-        box = _around_both(named[n].box, others[u].box)
-        named[n] = Region(box, min(named[n].score, others.pop(u).score))
+        named[n] = Region(_around(named[n].box, piece.box), min(named[n].score, piece.score))
+        others = [p for p in others if not _overlap(p.box, named[n].box)]
     return named
 
 
-def _cost_of_joining(others: list[Region], named: list[Region], u: int, n: int) -> float:
-    """Pixels between a piece and a panel; more where the piece is not right of it or below it, and
-    infinite where something else is between them."""
-    piece, panel = others[u].box, named[n].box
-    both = _around_both(piece, panel)
-    rest = [r.box for r in (*others[:u], *others[u + 1 :], *named[:n], *named[n + 1 :])]
-    if any(_overlap(both, box) for box in rest):
+def num_inside(box: Box, places: Sequence[Point]) -> int:
+    return sum(box[0] <= x < box[2] and box[1] <= y < box[3] for x, y in places)
+
+
+def _cost(named: Sequence[Region], n: int, piece: Region) -> float:
+    """Pixels between a piece and panel n; infinite where another panel is between them."""
+    panel = named[n].box
+    both = _around(piece.box, panel)
+    if any(_overlap(both, other.box) for i, other in enumerate(named) if i != n):
         return np.inf
-    gaps = [max(0, piece[i] - panel[i + 2], panel[i] - piece[i + 2]) for i in (0, 1)]
-    is_after = all(piece[i] >= panel[i] - 0.1 * (panel[i + 2] - panel[i]) for i in (0, 1))
-    return max(gaps) + (0 if is_after else WORK_SIDE)
+    gaps = [max(0, piece.box[i] - panel[i + 2], panel[i] - piece.box[i + 2]) for i in (0, 1)]
+    starts = [piece.box[i] - panel[i] + 0.1 * (panel[i + 2] - panel[i]) for i in (0, 1)]
+    return max(gaps) + (0 if min(starts) >= 0 else WORK_SIDE)
 
 
-def _around_both(a: Box, b: Box) -> Box:
+def _around(a: Box, b: Box) -> Box:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
@@ -203,12 +204,22 @@ class Page:
         for rules, score in ((STRICT, 1.0), (LENIENT, LENIENT_SCORE)):
             self.rules = rules
             tree = self.cut((0, 0, self.width, self.height), (0.0, 0.0), score)
-            if len(places) == num_labels > 1 and (named := named_regions(tree, places)):
-                return named
+            if len(places) == num_labels > 1:
+                if named := named_regions(self._parted(tree, places), places):
+                    return named
             counted.append(leaves(tree, num_labels))
             if len(counted[-1]) >= num_labels and len(places) != num_labels:
                 break
         return next((found for found in counted if len(found) == num_labels), counted[0])
+
+    def _parted(self, tree: Region, places: Sequence[Point]) -> list[Region]:
+        """All pieces; those with several labels also cut at gutters narrower than around them."""
+        pieces = []
+        for piece in leaves(tree, 0):
+            if num_inside(piece.box, places) > 1:
+                piece = self.cut(piece.box, (0.0, 0.0), piece.score)
+            pieces += leaves(piece, 0)
+        return pieces
 
     def cut(self, box: Box, outside: tuple[float, float], score: float) -> Region:
         """Takes a box apart.
@@ -304,8 +315,8 @@ class Page:
         seams = []
         for place in np.flatnonzero(
             (steps >= self.rules.seam_share)
-            & (steps >= _around(steps) + 0.35)
-            & (changes >= _around(changes) + 0.15)
+            & (steps >= _mean_around(steps) + 0.35)
+            & (changes >= _mean_around(changes) + 0.15)
         ):
             at = start + int(place)
             if place < margin or place > end - start - margin:
@@ -323,7 +334,7 @@ def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
     return cv2.absdiff(before, after).max(2) > SEAM_STEP
 
 
-def _around(profile: np.ndarray) -> np.ndarray:
+def _mean_around(profile: np.ndarray) -> np.ndarray:
     """Mean over 31 places."""
     return cv2.blur(profile[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
 
@@ -350,10 +361,6 @@ def _sums(mask_HW: np.ndarray) -> np.ndarray:
 def _rectangle(sums: np.ndarray, box: Box) -> int:
     left, top, right, bottom = box
     return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
-
-
-def contains(box: Box, point: Point) -> bool:
-    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page, contains
+from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page, num_inside
 from data_pipelines.panel_labels import Letter
 
 
@@ -67,7 +67,7 @@ def find_panels(
 
 def _label(box: Box, letters: Sequence[Letter]) -> str:
     """What is printed in a box; "" where nothing or more than one label is."""
-    inside = [letter.text for letter in letters if contains(box, letter.centre)]
+    inside = [letter.text for letter in letters if num_inside(box, [letter.centre])]
     return inside[0] if len(inside) == 1 else ""
 
 

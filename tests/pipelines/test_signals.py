@@ -250,10 +250,10 @@ def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny
     items = [Dataset(tiny_dataset)[i] for i in range(5)]
     images = np.stack([eval_image(item.image, config.data.image) for item in items])
     batch = {"image": images, "tokens": tokenizer.encode([item.caption for item in items])}
-    image, text = jax.jit(lambda p, b: clip.apply(config.model, inputs, p, b))(params, batch)
-    scores = similarity.ClipScore(str(workdir), batch_size=2)(
-        [(item.image, item.caption) for item in items]
-    )
+    model = dataclasses.replace(config.model, dtype="float32")  # as jaxclip.load has it
+    image, text = jax.jit(lambda p, b: clip.apply(model, inputs, p, b))(params, batch)
+    pairs = [(item.image, item.caption) for item in items]
+    scores = similarity.ClipScore(str(workdir), batch_size=2)(pairs)
     expected = np.sum(np.asarray(image) * np.asarray(text), 1)
     assert scores == pytest.approx(expected, abs=6e-5)  # four decimals are kept
     assert np.ptp(scores) > 1e-3
@@ -296,7 +296,7 @@ def test_similarity_becomes_a_column(untrained_run, tmp_path):
     options |= {"input": str(source), "out": str(tmp_path / "ds")}
     dataset = build_pmc(PmcOptions(**options), ContextOptions())
     pairs = [(r.image, r.caption) for r in map(dataset.__getitem__, range(len(dataset)))]
-    scored = similarity.ClipScore(workdir)
+    scored = similarity.clip_score(workdir)  # loaded once a process
     assert dataset.metadata["similarity"].to_pylist() == scored(pairs).tolist()
     assert len(pairs) == 2
     made_by = dataset.manifest["made_by"]["options"]
