@@ -12,19 +12,6 @@ from jaxclip.data.image import ImageError
 from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example, Record, split_of
 
 
-def check_figure_options(options: Any) -> None:
-    """Raises ValueError: split, min_side, min_caption_chars, short_side or quality out of range."""
-    if len(options.split) != 3 or min(options.split) < 0 or not math.isclose(sum(options.split), 1):
-        raise ValueError(
-            f"split {options.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
-        )
-    for name in ("min_side", "min_caption_chars", "short_side", "quality"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} ({getattr(options, name)}) must be at least 1.")
-    if options.quality > 100:
-        raise ValueError(f"quality ({options.quality}) must be at most 100.")
-
-
 @dataclasses.dataclass(slots=True, kw_only=True)
 class FigureOptions(WriteOptions):
     """What becomes of a figure, wherever it comes from."""
@@ -38,8 +25,17 @@ class FigureOptions(WriteOptions):
     keep_original: bool = option(False, "keep the image's size, and a JPEG's or PNG's bytes")
 
     def validate(self) -> None:
-        self.split = tuple(float(share) for share in self.split)
-        check_figure_options(self)
+        """Raises ValueError: a field out of its range."""
+        self.split = split = tuple(float(share) for share in self.split)
+        if len(split) != 3 or min(split) < 0 or not math.isclose(sum(split), 1):
+            raise ValueError(
+                f"split {split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
+            )
+        for name in ("min_side", "min_caption_chars", "short_side", "quality"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.quality > 100:
+            raise ValueError(f"quality ({self.quality}) must be at most 100.")
 
     def content(self) -> dict[str, Any]:
         """The options that decide what the dataset holds, for the manifest's made_by."""
