@@ -30,6 +30,7 @@ from jaxclip.sharding import (
 
 Metrics = dict[str, jax.Array]
 StepBatch = dict[str, Any]  # see step_batch
+MODEL_INPUTS = ("image", "grid", "tokens")  # grid: for NaFlex
 
 
 @flax.struct.dataclass
@@ -94,7 +95,8 @@ def step_batch(batch: Batch) -> StepBatch:
     """What the step takes of a batch of the input.
 
     {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T], "relations": {"same_article": int32
-    [B, 2], ..., "labels": float32 [B, K], rows of norm 1 or 0}}; labels where the data has some.
+    [B, 2], ..., "labels": float32 [B, K], rows of norm 1 or 0}}; labels where the data has some,
+    and "grid" for NaFlex, see clip.encode_image.
     """
     relations = {}
     for name in RELATIONS:
@@ -104,7 +106,7 @@ def step_batch(batch: Batch) -> StepBatch:
     if "labels" in batch:
         norm_B1 = np.sqrt(batch["labels"].sum(axis=1, keepdims=True, dtype=np.float32))
         relations["labels"] = batch["labels"] / np.maximum(norm_B1, 1)
-    return {"image": batch["image"], "tokens": batch["tokens"], "relations": relations}
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"relations": relations}
 
 
 def make_train_step(
@@ -202,7 +204,7 @@ def embed(
         pairs, rows_B = part
         return clip.apply(config.model, inputs, params, pairs, key, rows_B)
 
-    pairs = {name: batch[name] for name in ("image", "tokens")}
+    pairs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     B = len(pairs["image"])
     whole = pairs, jnp.arange(B)
     num_parts = B // (config.micro_batch_size or B)

@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from jaxclip.data.image import ImageError, eval_image, train_image
+from jaxclip.data.naflex import naflex_patches
 from jaxclip.data.order import Ref, TrainSamples
 from jaxclip.data.record import Record, hash64
 from jaxclip.data.sources import DataConfig, Source
@@ -54,8 +55,9 @@ class _Load:
     {"image": uint8 [n, S, S, 3], "tokens": int32 [n, T], "source": int64 [n], "record": int64 [n]},
     and for each of IDS int64 [n], hashes that are equal in rows with the same article, figure,
     image bytes or text. A record that does not say its article or figure is alone in it. With
-    labels: bool [n, kinds] and "label_id", equal where all labels are. With seed None, as in
-    evaluation: the one central crop and text.
+    labels: bool [n, kinds] and "label_id", equal where all labels are. For NaFlex "image" is of
+    patches, uint8 [n, patches, values], and "grid" int32 [n, 2] their rows and columns. With seed
+    None, as in evaluation: the one central crop and text.
     """
 
     def __init__(
@@ -73,11 +75,14 @@ class _Load:
 
     def empty(self, rows: int) -> Batch:
         """Arrays of so many rows, to be filled."""
-        size = self.config.image.size
+        size, P = self.config.image.size, self.config.image.naflex_patch_size
+        shape = ((size // P) ** 2, P * P * 3) if P else (size, size, 3)
         batch = {
-            "image": np.empty((rows, size, size, 3), np.uint8),
+            "image": np.empty((rows, *shape), np.uint8),
             "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
         } | {name: np.empty(rows, np.int64) for name in ("source", "record", *IDS)}
+        if P:
+            batch["grid"] = np.empty((rows, 2), np.int32)
         if self.labels[0] is not None:
             batch["label_id"] = np.empty(rows, np.int64)
             batch["labels"] = np.empty((rows, self.labels[0].shape[1]), bool)
@@ -93,7 +98,7 @@ class _Load:
         except IndexError:
             batch = self.empty(len(refs))
         for row, ref in enumerate(refs):
-            batch["image"][row] = self._image(ref, records[row], rngs[row])
+            self._put_image(batch, row, self._image(ref, records[row], rngs[row]))
         texts = [
             choose_text(record.texts(), self.config.text, rng)
             for record, rng in zip(records, rngs, strict=True)
@@ -107,6 +112,13 @@ class _Load:
         if "labels" in batch:
             batch["labels"][:] = [self._labels(ref) for ref in refs]
         return batch
+
+    def _put_image(self, batch: Batch, row: int, pixels: np.ndarray) -> None:
+        if P := self.config.image.naflex_patch_size:
+            length = batch["image"].shape[1]
+            batch["image"][row], batch["grid"][row] = naflex_patches(pixels, P, length)
+        else:
+            batch["image"][row] = pixels
 
     def _ids(self, ref: Ref, record: Record, text: str) -> dict[str, int]:
         content_hash = self.datasets[ref.source].content_hash
