@@ -120,7 +120,8 @@ def write_folder(
         safetensors.numpy.save_file(tensors, folder / name, metadata={"format": "pt"})
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
-    notes += write_tokenizer(tokenizer, to, folder)
+    is_naflex = family.image.naflex_patch_size > 0
+    notes += write_tokenizer(tokenizer, to, folder, is_naflex)
     if family.image.interpolation not in ("pillow_bicubic", "pillow_bilinear"):
         notes.append(
             f"Images were resized with {family.image.interpolation!r}; the nearest that others "
@@ -135,13 +136,18 @@ def write_folder(
     return notes
 
 
-def write_tokenizer(tokenizer: Tokenizer | None, to: str, folder: Path) -> list[str]:
+def write_tokenizer(
+    tokenizer: Tokenizer | None, to: str, folder: Path, is_naflex: bool
+) -> list[str]:
     """The tokenizer's files; returns what they do otherwise."""
     if tokenizer is None:
         return ["No tokenizer: the checkpoint came without one"]
     files, notes = {}, []
     if to != "big_vision":
         files, notes = tokenizer_files(tokenizer)
+    if to == "hf" and is_naflex:
+        notes.append("Open the tokenizer with transformers.PreTrainedTokenizerFast: AutoTokenizer has "
+                     "one of its own for NaFlex, which also lower-cases")  # fmt: skip
     if to == "openclip":
         notes.append("OpenCLIP repairs wrongly decoded characters and HTML entities in texts first")
     if to == "big_vision" or tokenizer.kind == "clip":  # OpenCLIP has CLIP's by itself; for jaxclip

@@ -5,11 +5,11 @@ import string
 from typing import Any
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
-from tokenizers import Regex, decoders, models, normalizers, processors
+from tokenizers import Regex, normalizers, processors
 
 from jaxclip.data.text import Tokenizer
 from jaxclip.data.vocabulary import FOLD, clip_tokenizer, wordpiece_tokenizer
+from jaxclip.models.pretrained.sentencepiece_json import sentencepiece_tokenizer
 
 # Texts that tell tokenizers apart; what a caption may have, and what it had better not.
 PROBES = (
@@ -19,7 +19,6 @@ PROBES = (
     "[SEP] <|endoftext|> </s> [MASK]",
     "a_b __init__ e.g. (A-C), 'it's' 50%", "", "word " * 300,
 )  # fmt: skip
-NORMAL, USER_DEFINED = 1, 4  # SentencePiece's types of pieces that a text can have
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> tuple[dict[str, bytes], list[str]]:
@@ -59,7 +58,7 @@ def as_tokenizer_json(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         built.normalizer = normalizers.Sequence(steps)
     names = tokenizer.special_tokens
     ids = [(names[name], getattr(tokenizer, f"{name}_id")) for name in names]
-    template = [names["bos"]] * ("bos" in names) + ["$A", names["eos"]]
+    template = [*([names["bos"]] if "bos" in names else []), "$A", names["eos"]]
     built.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     built.enable_padding(
         pad_id=tokenizer.pad_id, pad_token=names["pad"], length=tokenizer.context_length
@@ -102,52 +101,3 @@ def cleaning(clean: str) -> list[Any]:
         "hf_siglip": [*lower, punctuation, *single_spaces],
         "lower": [normalizers.Lowercase()],
     }[clean]
-
-
-def sentencepiece_tokenizer(content: bytes) -> tokenizers.Tokenizer:
-    """A SentencePiece model, unigram or BPE, without its eos.
-
-    Raises:
-      ValueError: another kind of model.
-    """
-    proto: Any = sentencepiece_proto.ModelProto.FromString(content)  # pyright: ignore[reportAttributeAccessIssue]
-    trainer, spec = proto.trainer_spec, proto.normalizer_spec
-    in_text = [p.type in (NORMAL, USER_DEFINED) for p in proto.pieces]
-    if trainer.model_type == trainer.UNIGRAM:
-        # never chosen in a text: "</s>", and bytes but by falling back to them
-        vocab = [
-            (p.piece, p.score if ok else -1e9) for p, ok in zip(proto.pieces, in_text, strict=True)
-        ]
-        model = models.Unigram(vocab, trainer.unk_id, trainer.byte_fallback)
-    elif trainer.model_type == trainer.BPE:
-        ids = {p.piece: i for i, p in enumerate(proto.pieces)}
-        usable = {p.piece: p.score for p, ok in zip(proto.pieces, in_text, strict=True) if ok}
-        model = models.BPE(ids, merges_of(usable), unk_token=trainer.unk_piece, fuse_unk=True,
-                           byte_fallback=trainer.byte_fallback)  # fmt: skip
-    else:
-        raise ValueError("a SentencePiece model of words or characters has no tokenizer.json.")
-    tokenizer = tokenizers.Tokenizer(model)
-    steps: list[Any] = []
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-    if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex("^ | $"), "")]
-    if spec.add_dummy_prefix:
-        steps.append(normalizers.Prepend("▁"))
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    user = [p.piece for p in proto.pieces if p.type == USER_DEFINED]
-    is_raw = spec.add_dummy_prefix  # else they would get the prefix, too
-    tokenizer.add_tokens([tokenizers.AddedToken(piece, normalized=not is_raw) for piece in user])
-    return tokenizer
-
-
-def merges_of(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The merges of a BPE that is given by its pieces: the best piece first, in all its parts."""
-    found = []
-    for piece, score in scores.items():
-        parts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        found += [(-score, *pair) for pair in parts if pair[0] in scores and pair[1] in scores]
-    return [(left, right) for _, left, right in sorted(found)]
