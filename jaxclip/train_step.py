@@ -31,6 +31,7 @@ from jaxclip.sharding import (
 
 Metrics = dict[str, jax.Array]
 StepBatch = dict[str, Any]  # see step_batch
+MODEL_INPUTS = ("image", "grid", "tokens")  # grid: for NaFlex
 
 
 @flax.struct.dataclass
@@ -95,7 +96,8 @@ def step_batch(batch: Batch) -> StepBatch:
     """What the step takes of a batch of the input.
 
     {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T], "relations": {"same_article": int32
-    [B, 2], ..., "labels": int32 [B, L]}}; labels where the data has some.
+    [B, 2], ..., "labels": int32 [B, L]}}; labels where the data has some, and "grid" for NaFlex,
+    see clip.encode_image.
     """
     relations = {}
     for name in RELATIONS:
@@ -104,7 +106,7 @@ def step_batch(batch: Batch) -> StepBatch:
             relations[name] = np.ascontiguousarray(batch[key]).view(np.int32).reshape(-1, 2)
     if "labels" in batch:
         relations["labels"] = batch["labels"]
-    return {"image": batch["image"], "tokens": batch["tokens"], "relations": relations}
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"relations": relations}
 
 
 def make_train_step(
@@ -217,7 +219,7 @@ def embed(
         pairs, rows_B = part
         return clip.apply(config.model, inputs, params, pairs, key, rows_B)
 
-    pairs = {name: batch[name] for name in ("image", "tokens")}
+    pairs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     B = len(pairs["image"])
     whole = pairs, jnp.arange(B)
     num_parts = B // (config.micro_batch_size or B)

@@ -53,7 +53,7 @@ def test_a_config_survives_json():
 def test_a_tower_of_another_class_survives_json_and_takes_flags():
     config = tiny_config.get_config()
     config.data.path = ("a",)
-    config.model.image = ResNetConfig(stages=(1, 1), stem_width=8, num_heads=2)
+    config.model.image = ResNetConfig(stages=(1, 1), stem_width=8, num_heads=2, norm="group")
     config.model.text = BertConfig(transformer=config.model.text.transformer)
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config and type(again.model.text) is BertConfig

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from jaxclip.data.image import ImageError, eval_image, train_image
+from jaxclip.data.naflex import naflex_patches
 from jaxclip.data.order import Ref, TrainSamples
 from jaxclip.data.record import Record, article_key, figure_key, hash64
 from jaxclip.data.sources import DataConfig, Source
@@ -56,8 +57,9 @@ class _Load:
     Captions are the same in training where the tokens are, as the model sees no more of them; in
     evaluation where the texts are, so that scores do not depend on the tokenizer. With labels:
     "labels" int32 [n, L], numbers of kinds, filled up with -1, and "label_id", equal where all
-    labels are; a record without is alone. With seed None, as in evaluation: the one central crop
-    and text.
+    labels are; a record without is alone. For NaFlex "image" is of patches, uint8 [n, patches,
+    values], and "grid" int32 [n, 2] their rows and columns. With seed None, as in evaluation: the
+    one central crop and text.
     """
 
     def __init__(
@@ -74,11 +76,14 @@ class _Load:
 
     def empty(self, rows: int) -> Batch:
         """Arrays of so many rows, to be filled."""
-        size = self.config.image.size
+        size, P = self.config.image.size, self.config.image.naflex_patch_size
+        shape = ((size // P) ** 2, P * P * 3) if P else (size, size, 3)
         batch = {
-            "image": np.empty((rows, size, size, 3), np.uint8),
+            "image": np.empty((rows, *shape), np.uint8),
             "tokens": np.empty((rows, self.tokenizer.context_length), np.int32),
         } | {name: np.empty(rows, np.int64) for name in ("source", "record", *IDS)}
+        if P:
+            batch["grid"] = np.empty((rows, 2), np.int32)
         if self.most_labels:
             batch["label_id"] = np.empty(rows, np.int64)
             batch["labels"] = np.empty((rows, self.most_labels), np.int32)
@@ -91,7 +96,7 @@ class _Load:
         records = [self.datasets[ref.source][ref.position] for ref in refs]
         rngs = [self._rng(ref) for ref in refs]
         for row, ref in enumerate(refs):
-            batch["image"][row] = self._image(ref, records[row], rngs[row])
+            self._put_image(batch, row, self._image(ref, records[row], rngs[row]))
         texts = [
             choose_text(record.texts(), self.config.text, rng)
             for record, rng in zip(records, rngs, strict=True)
@@ -105,6 +110,13 @@ class _Load:
                 batch[name][row] = number
         if self.most_labels:
             self._fill_labels(batch, refs)
+
+    def _put_image(self, batch: Batch, row: int, pixels: np.ndarray) -> None:
+        if P := self.config.image.naflex_patch_size:
+            length = batch["image"].shape[1]
+            batch["image"][row], batch["grid"][row] = naflex_patches(pixels, P, length)
+        else:
+            batch["image"][row] = pixels
 
     def _ids(self, ref: Ref, record: Record, caption: str | bytes) -> dict[str, int]:
         figure = figure_key(record)
