@@ -184,7 +184,7 @@ def sigmoid(config: LossConfig) -> Objective:
         return jnp.where(b.counted, loss, 0)
 
     return Objective(
-        {"loss": _sum(value)}, {}, lambda image, _: jnp.mean(image["loss"]),
+        {"loss": _sum(value)}, {}, lambda image, text: jnp.mean(image["loss"]),
         ("positives", "label_smoothing"), uses_bias=True, max_logit_scale=0.0,
     )  # fmt: skip
 
