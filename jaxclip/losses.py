@@ -166,7 +166,8 @@ def decoupled(config: LossConfig) -> Objective:
 
         return terms, loss
 
-    return _both_directions(config, *map(direction, config.hard_negatives), OPTIONS)
+    beta_image, beta_text = config.hard_negatives
+    return _both_directions(config, direction(beta_image), direction(beta_text), OPTIONS)
 
 
 def sigmoid(config: LossConfig) -> Objective:
