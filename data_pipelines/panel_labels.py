@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from data_pipelines.panel_cuts import Box
+from data_pipelines.panel_regions import Box
 
 BRACKETS = "()[]{}<>.,:;'’\"|- "
 MIN_SCORE = 0.4  # of a reading, from 0 to 1

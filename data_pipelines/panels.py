@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page
+from data_pipelines.panel_cuts import MIN_FIGURE, Page
 from data_pipelines.panel_labels import Letter
+from data_pipelines.panel_regions import Box
 
 BESIDE = 2.0  # heights of a letter, from its centre to the panel that it names
 FAR = 1e6
