@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -68,6 +68,13 @@ def find_markers(text: str) -> list[Marker]:
             if best is None or quality > best[0]:
                 best = quality, _fill(chosen, candidates, labels)
     return _resolve(text, best[1]) if best else _places(text)
+
+
+def in_series(labels: Iterable[str]) -> list[str]:
+    """`["c", "a", "b"]` -> a b c: in the order of their series; as given, if of none."""
+    labels = list(labels)
+    names = next((n for n in SERIES.values() if set(labels) <= set(n)), None)
+    return sorted(labels, key=names.index) if names else labels
 
 
 # --- Candidates --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_pipelines.caption_markers import Marker, find_markers
+from data_pipelines.caption_markers import Marker, find_markers, in_series
 from data_pipelines.panel_labels import Reader, read_labels
 from data_pipelines.panels import Panel, find_panels
 from jaxclip.data.text import sentence_spans
@@ -196,7 +196,7 @@ def align(panels: Sequence[Panel], split: SplitCaption) -> list[Alignment]:
     by_order = {}
     has_places = any(label.split()[-1] in ("left", "right", "top", "bottom") for label in texts)
     if texts and not has_places and len(texts) == len(panels):
-        by_order = dict(enumerate(texts))
+        by_order = dict(enumerate(in_series(texts)))
         if any(by_order[panel] != label for panel, label in by_label.items()):
             by_order = {}
     alignments = []

@@ -1,8 +1,8 @@
 """Which records show the same image or say the same, within a dataset and in others.
 
 Two records have the same image if its bytes are equal, or if their perceptual hashes are within
-some bits and thumbnails agree (re-encoded, resized: see overlap_keys). Two have the same caption if
-its words are: case, accents and punctuation do not count.
+some bits and thumbnails agree (re-encoded, resized: see overlap_keys), and they are not just panels
+of one figure. Two have the same caption if its words are: case, accents, punctuation do not count.
 """
 
 import os
@@ -17,7 +17,7 @@ from etils import epath
 from data_pipelines.overlap_keys import Collection, cluster, collect
 from jaxclip.data.record import Record, hash64
 
-COLUMNS = ("image_sha256", "perceptual_hash", "caption_hash")  # as signals.py has them
+COLUMNS = ("article_id", "figure_id", "image_sha256", "perceptual_hash", "caption_hash")
 
 
 class Shards:
@@ -49,7 +49,7 @@ def duplicate_columns(
     kept = epath.Path(f"{os.fspath(directory).rstrip('/')}.keys")
     collections = [mine, *(collect(path, "", kept, workers) for path in others)]
     cluster(collections, max_distance, workers)
-    near = mine.keys["near"]  # 0: nobody else's
+    near = _across_figures(collections)
     by_bytes = np.unique(mine.keys["image"], return_inverse=True)[1] + near.max(initial=0) + 1
     columns = {
         "duplicate_cluster": pa.array(_smallest(np.where(near != 0, near, by_bytes))),
@@ -64,13 +64,26 @@ def duplicate_columns(
     return pa.table(columns)
 
 
+def _across_figures(collections: Sequence[Collection]) -> np.ndarray:
+    """The key `near` of the first collection, 0 where only panels of one figure share it: drawn
+    with one template, they are alike and no copies."""
+    mine = collections[0].keys
+    pairs = np.unique(np.stack([mine["near"], mine["figure"]], axis=1), axis=0)
+    numbers, counts = np.unique(pairs[:, 0], return_counts=True)
+    known = [numbers[counts > 1], *(other.keys["near"] for other in collections[1:])]
+    mine["near"] = np.where(np.isin(mine["near"], np.concatenate(known)), mine["near"], 0)
+    return mine["near"]
+
+
 def _collection(directory: epath.Path, num_shards: int) -> tuple[Collection, np.ndarray]:
     """The dataset in the making with its keys; the hashes of its captions, int64 [N]."""
     names = [os.fspath(directory / f"records-{i:05d}") for i in range(num_shards)]
     filled = [name for name in names if pq.read_metadata(f"{name}.parquet").num_rows]
     tables = [pq.read_table(f"{name}.parquet", columns=list(COLUMNS)) for name in filled]
     table = pa.concat_tables(tables) if tables else pa.table(dict.fromkeys(COLUMNS, []))
+    figures = zip(table["article_id"].to_pylist(), table["figure_id"].to_pylist(), strict=True)
     keys = {
+        "figure": np.array([hash64("\0".join(figure)) for figure in figures], np.int64),
         "image": np.array([hash64(s) for s in table["image_sha256"].to_pylist()], np.int64),
         "phash": table["perceptual_hash"].to_numpy().astype(np.int64),
     }

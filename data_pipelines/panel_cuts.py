@@ -4,11 +4,20 @@ Shape letters: H height, W width. Boxes are (left, top, right, bottom), right an
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+from data_pipelines.panel_regions import (
+    Box,
+    Point,
+    Region,
+    in_two,
+    leaves,
+    named_regions,
+    num_inside,
+)
 
 MIN_FIGURE = 32  # pixels of a side, below which nothing is looked for
 WORK_SIDE = 800  # pixels of the longer side while looking for gutters
@@ -20,7 +29,6 @@ INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
 PICTURE = 0.5  # share of pixels that are not page, from which on a piece is a picture
 SEAM = 1.0  # strength of a seam, in pixels of a gutter's width
 THIN = 4  # pixels of a gutter
-MOST_PIECES = 64  # of a figure whose pieces are put together by labels
 FRAME = 0.03  # of a gutter's length, at its ends, where a line across it is a frame around all
 
 
@@ -40,72 +48,6 @@ STRICT = _Rules(0.985, 0.5, 0.35, 0.42, 0.09, 0.12)
 LENIENT = _Rules(0.97, 0.4, 0.7, 0.25, 0.07, 0.07)  # where the caption names more panels
 
 LENIENT_SCORE = 0.6  # at most, of a cut that the caption asked for
-
-Box = tuple[int, int, int, int]
-Point = tuple[float, float]  # x, y
-
-
-@dataclasses.dataclass(slots=True)
-class Region:
-    """A box, and the two that its strongest gutter parts it in, if any."""
-
-    box: Box
-    score: float
-    strength: float = 0.0
-    halves: tuple["Region", ...] = ()
-
-
-def leaves(region: Region, most: int) -> list[Region]:
-    """The regions after all cuts; after the `most - 1` strongest ones, if `most` is not 0."""
-    leaves = [region]
-    while any(leaf.halves for leaf in leaves) and (most == 0 or len(leaves) < most):
-        strongest = max((leaf for leaf in leaves if leaf.halves), key=lambda leaf: leaf.strength)
-        leaves.remove(strongest)
-        leaves += strongest.halves
-    return leaves
-
-
-def named_regions(pieces: Sequence[Region], places: Sequence[Point]) -> list[Region]:
-    """Pieces put together so that each of `places`, where labels are, has one; [] if that fails.
-
-    A piece without a label goes to the nearest panel that it makes a rectangle with, before others
-    to one on its left or above it, as labels stand at the upper left.
-    """
-    named = [p for p in pieces if num_inside(p.box, places) == 1]
-    others = [p for p in pieces if num_inside(p.box, places) == 0]
-    if len(named) != len(places) or len(pieces) > MOST_PIECES:
-        return []
-    while others:
-        pairs = itertools.product(range(len(named)), others)
-        n, piece = min(pairs, key=lambda pair: _cost(named, *pair))
-        if _cost(named, n, piece) == np.inf:
-            return []
-        named[n] = Region(_around(named[n].box, piece.box), min(named[n].score, piece.score))
-        others = [p for p in others if not _overlap(p.box, named[n].box)]
-    return named
-
-
-def num_inside(box: Box, places: Sequence[Point]) -> int:
-    return sum(box[0] <= x < box[2] and box[1] <= y < box[3] for x, y in places)
-
-
-def _cost(named: Sequence[Region], n: int, piece: Region) -> float:
-    """Pixels between a piece and panel n; infinite where another panel is between them."""
-    panel = named[n].box
-    both = _around(piece.box, panel)
-    if any(_overlap(both, other.box) for i, other in enumerate(named) if i != n):
-        return np.inf
-    gaps = [max(0, piece.box[i] - panel[i + 2], panel[i] - piece.box[i + 2]) for i in (0, 1)]
-    starts = [piece.box[i] - panel[i] + 0.1 * (panel[i + 2] - panel[i]) for i in (0, 1)]
-    return max(gaps) + (0 if min(starts) >= 0 else WORK_SIDE)
-
-
-def _around(a: Box, b: Box) -> Box:
-    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 @dataclasses.dataclass(slots=True)
@@ -243,7 +185,7 @@ class Page:
         outside = (weakest, outside[1]) if axis == 0 else (outside[0], weakest)
         score = min(score, 1 - 0.5 * float(np.exp(-weakest / 4)))
         regions = [self.cut(piece, outside, score) for piece in pieces]
-        return _in_two(regions, strengths, score)
+        return in_two(regions, strengths, score)
 
     def _pieces(self, box: Box, axis: int, outside: float) -> tuple[list[Box], list[float]]:
         """The box cut along an axis into pieces with a body; strengths of the gutters between."""
@@ -337,20 +279,6 @@ def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
 def _mean_around(profile: np.ndarray) -> np.ndarray:
     """Mean over 31 places."""
     return cv2.blur(profile[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
-
-
-def _in_two(regions: list[Region], strengths: list[float], score: float) -> Region:
-    """Regions in a row as a tree that parts at the strongest gutter first."""
-    if len(regions) == 1:
-        return regions[0]
-    at = int(np.argmax(strengths))
-    boxes = np.array([region.box for region in regions])
-    left, top, right, bottom = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
-    halves = (
-        _in_two(regions[: at + 1], strengths[:at], score),
-        _in_two(regions[at + 1 :], strengths[at + 1 :], score),
-    )
-    return Region((left, top, right, bottom), score, strengths[at], halves)
 
 
 def _sums(mask_HW: np.ndarray) -> np.ndarray:

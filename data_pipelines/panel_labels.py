@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from data_pipelines.panel_cuts import Box
+from data_pipelines.panel_regions import Box
 
 BRACKETS = "()[]{}<>.,:;'’\"|- "
 MIN_SCORE = 0.4  # of a reading, from 0 to 1
@@ -47,6 +47,7 @@ def read_labels(pixels_HW3: np.ndarray, labels: Iterable[str], reader: Reader) -
     """What is printed in a figure and is a label of its caption, as the caption writes it.
 
     Each label at most once: of several readings, the tallest, as labels are larger than ticks.
+    Nothing, if it is less than half of the labels: a letter in a drawing was taken for one.
     """
     known = {label.casefold(): label for label in labels}
     if len(known) < 2:
@@ -58,7 +59,7 @@ def read_labels(pixels_HW3: np.ndarray, labels: Iterable[str], reader: Reader) -
             continue
         if label not in best or _height(letter) > _height(best[label]):
             best[label] = dataclasses.replace(letter, text=label)
-    return list(best.values())
+    return list(best.values()) if 2 * len(best) >= len(known) else []
 
 
 def _height(letter: Letter) -> int:

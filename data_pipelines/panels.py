@@ -15,9 +15,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
-from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page, num_inside
+from data_pipelines.panel_cuts import MIN_FIGURE, Page
 from data_pipelines.panel_labels import Letter
+from data_pipelines.panel_regions import Box
+
+BESIDE = 2.0  # heights of a letter, from its centre to the panel that it names
+FAR = 1e6
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,14 +66,32 @@ def find_panels(
     for region in regions:
         left, top, right, bottom = np.rint(np.multiply(page.trim(region.box), scale)).astype(int)
         box = (int(left), int(top), min(width, int(right)), min(height, int(bottom)))
-        panels.append(Panel(box, _label(box, letters), round(region.score, 3)))
-    return reading_order(panels)
+        panels.append(Panel(box, score=round(region.score, 3)))
+    return reading_order(_name(panels, letters))
 
 
-def _label(box: Box, letters: Sequence[Letter]) -> str:
-    """What is printed in a box; "" where nothing or more than one label is."""
-    inside = [letter.text for letter in letters if num_inside(box, [letter.centre])]
-    return inside[0] if len(inside) == 1 else ""
+def _name(panels: Sequence[Panel], letters: Sequence[Letter]) -> list[Panel]:
+    """Panels with their labels: a letter in or beside each, such that they are nearest all in all.
+
+    What stands in one panel with other letters names nothing.
+    """
+    if not letters:
+        return list(panels)
+    gaps_PL = np.array([[_gap(panel.box, one) for one in letters] for panel in panels])
+    is_alone = (gaps_PL == 0).sum(1, keepdims=True) < 2
+    costs_PL = np.where((gaps_PL <= BESIDE) & is_alone, gaps_PL, FAR)
+    named = list(panels)
+    for i, k in zip(*linear_sum_assignment(costs_PL), strict=True):
+        if costs_PL[i, k] < FAR:
+            named[i] = dataclasses.replace(panels[i], label=letters[k].text)
+    return named
+
+
+def _gap(box: Box, letter: Letter) -> float:
+    """From a letter's centre to a box, in heights of the letter; 0 inside."""
+    x, y = letter.centre
+    apart = np.hypot(max(box[0] - x, 0, x - box[2]), max(box[1] - y, 0, y - box[3]))
+    return float(apart) / (letter.box[3] - letter.box[1])
 
 
 def reading_order(panels: Sequence[Panel]) -> list[Panel]:

@@ -275,7 +275,7 @@ def _cite(article, figures: list[Figure]) -> list[str]:
         marked, xrefs = marked_text_of(element)
         text, spans = unmark(marked)
         rids = [[r for r in xref.get("rid", "").split() if r in by_id] for xref in xrefs]
-        links = [(start, end, rids[number]) for start, end, number in spans if rids[number]]
+        links = [(a, b, rids[number]) for a, b, number in spans if any(rids[number : number + 1])]
         mentions = find_mentions(text, links, by_label)
         if mentions:
             _add_citations(text, mentions, by_id, len(paragraphs))

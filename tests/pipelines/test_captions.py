@@ -135,6 +135,11 @@ def test_order_needs_as_many_labels_as_panels():
         assert alignment.text == "(a) CT. (b) MRI."
 
 
+def test_order_is_that_of_the_labels_not_of_the_words():
+    split = split_caption("Legs (b) and eyes (a).")
+    assert [a.text for a in align(grid("", ""), split)] == ["eyes", "Legs"]
+
+
 def test_a_label_read_against_the_order_leaves_the_others_open():
     split = split_caption("(a) CT. (b) MRI. (c) PET.")
     types = [a.alignment_type for a in align(grid("b", "", ""), split)]

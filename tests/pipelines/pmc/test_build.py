@@ -147,6 +147,27 @@ def test_duplicates_within_and_across_datasets(built, tmp_path):
     assert "duplicate_cluster" not in none.column_names
 
 
+def test_panels_of_one_figure_are_no_copies_of_each_other(tmp_path):
+    """Two figures: a row of three pictures, alike but for noise; and one of them again."""
+    rng = np.random.default_rng(0)
+    one = np.asarray(Image.open(io.BytesIO(picture(3, size=(120, 120)))).convert("RGB")).astype(int)
+    row = [np.clip(one // 2 + 60 + rng.integers(-3, 4, one.shape), 40, 200) for _ in range(3)]
+    gutter = np.full((120, 20, 3), 255)
+    images = {"f1.png": [row[0], gutter, row[1]], "f2.png": [row[2]]}
+    for name, figures in {"same": ("f1.png",), "other": ("f1.png", "f2.png")}.items():
+        directory = tmp_path / name / "PMC1"
+        directory.mkdir(parents=True)
+        for file in figures:
+            pixels = np.concatenate(images[file], axis=1).astype(np.uint8)
+            Image.fromarray(pixels).save(directory / file)
+        bodies = [fig(n, f"<p>{n}</p>") for n in range(1, len(figures) + 1)]
+        (directory / "a.nxml").write_bytes(article("".join(bodies)))
+    same = build(tmp_path / "same", tmp_path / "ds1", panels="panels").metadata
+    assert same["duplicate_cluster"].to_pylist() == [0, 1]
+    other = build(tmp_path / "other", tmp_path / "ds2", panels="panels").metadata
+    assert other["duplicate_cluster"].to_pylist() == [0, 0, 0]
+
+
 # --- Images and captions that are not what they should be --------------------------------------
 
 

@@ -152,6 +152,14 @@ def test_citations_follow_links_before_words():
     assert len(parsed.paragraphs) == 2
 
 
+def test_characters_that_mark_links_may_stand_in_the_text():
+    """Noncharacters U+FDD0 to U+FDD2, with a number, as if there were a tenth link."""
+    text = '<p>\ufdd09\ufdd1x\ufdd2 \ufdd0 <xref ref-type="fig" rid="F1">Fig. 1</xref> shows.</p>'
+    parsed = parse_article(article(text + fig(1, "<p>A</p>")))
+    (citation,) = parsed.figures[0].citations
+    assert citation.sentence.endswith("Fig. 1 shows.")
+
+
 @pytest.mark.parametrize(
     "text, name, group",
     [
