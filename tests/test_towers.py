@@ -19,7 +19,7 @@ from jaxclip.models.pretrained import load_params as load_checkpoint
 from jaxclip.models.resnet import ResNetConfig
 from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
-from jaxclip.sharding import ShardingConfig
+from jaxclip.sharding import ShardingConfig, make_mesh, tree_sharding
 from jaxclip.train import train
 from jaxclip.workdir import run_tokenizer
 from tests import tiny_config
@@ -84,6 +84,19 @@ def test_a_resnet_and_a_bert_train_on_a_mesh(tiny_dataset, tmp_path):
     still = {path for path in after if np.array_equal(before[path], after[path])}
     # a softmax ignores what is added to all: the bias of the logits, and those of keys
     assert not {path for path in still if not path.endswith(("logit_bias", "key/bias"))}, still
+
+
+def test_a_resnet_is_split_over_fsdp():
+    config = clip_resnet50.get_config().model
+    inputs = clip.Inputs(image_size=224, mean=(0,), std=(1,), vocab_size=99, context_length=77,
+                         pad_id=0, eos_id=1)  # fmt: skip
+    shapes = jax.eval_shape(lambda: clip.init(config, inputs, jax.random.key(0)))["image"]
+    mesh = make_mesh(ShardingConfig(data=1, fsdp=8))
+    sharding, leaves = leaves_of(tree_sharding(shapes, mesh)), leaves_of(shapes)
+    parts = {path: np.prod(sharding[path].shard_shape(x.shape)) for path, x in leaves.items()}
+    assert {path for path in parts if parts[path] == leaves[path].size and leaves[path].size > 2e4
+            } == {"attention_pool/position_embedding"}  # fmt: skip
+    assert sum(parts.values()) < 1.05 * sum(x.size for x in leaves.values()) / 8
 
 
 def test_a_resnet_from_scratch_needs_a_norm_without_statistics(tiny_dataset):
