@@ -202,6 +202,9 @@ def test_a_run_is_exported_with_its_tokenizer_and_preprocessing(clip_run, tmp_pa
     assert run.logit_scale == pytest.approx(again.logit_scale, rel=1e-6)
     card = (out / "README.md").read_text()
     assert "samples seen: 32" in card and "image_to_text/recall@1" in card
+    assert "42 training pairs, 32 samples seen (0.76 epochs)" in card
+    assert "the images and texts of tiny_dataset0: CC0 (42)" in card
+    assert "16 px, center_crop, pillow_bicubic" in card and "padded with" in card
     with pytest.raises(FileExistsError, match="Name a folder to be made"):
         export(str(clip_run), "hf", str(out))
 
