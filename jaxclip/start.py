@@ -114,7 +114,9 @@ def _check_vocabulary(field: str, family: Family, tokenizer: Tokenizer) -> list[
         return [f"No vocabulary comes with it: that {tokenizer.file_name} is its own is for you "
                 "to know"]  # fmt: skip
     theirs = load_tokenizer(family.tokenizer)
-    if _plain_ids(tokenizer) != _plain_ids(theirs):
+    ids = zip(_plain_ids(tokenizer), _plain_ids(theirs), strict=True)
+    # as far as both contexts reach
+    if any(here[: len(there)] != there[: len(here)] for here, there in ids):
         raise ValueError(
             f"{field} ({family.source}) was trained with another vocabulary than data.tokenizer "
             f"({tokenizer.file_name}). Set data.tokenizer.path to {family.tokenizer.path}; "

@@ -20,7 +20,7 @@ from jaxclip.export import embed_examples, example_batch, export
 from jaxclip.export import write_folder as write_folder_of
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_params, open_checkpoint
-from jaxclip.models.pretrained.timm_vit import TIMM, TimmViT
+from jaxclip.models.pretrained.timm_vit import TIMM, TimmViT, timm_activation, timm_sizes
 from jaxclip.train_step import TrainState
 from jaxclip.workdir import claim_workdir, open_tokenizer
 from tests import tiny_config
@@ -202,6 +202,9 @@ def test_a_run_is_exported_with_its_tokenizer_and_preprocessing(clip_run, tmp_pa
     assert run.logit_scale == pytest.approx(again.logit_scale, rel=1e-6)
     card = (out / "README.md").read_text()
     assert "samples seen: 32" in card and "image_to_text/recall@1" in card
+    assert "42 training pairs, 32 samples seen (0.76 epochs)" in card
+    assert "the images and texts of tiny_dataset0: CC0 (42)" in card
+    assert "16 px, center_crop, pillow_bicubic" in card and "padded with" in card
     with pytest.raises(FileExistsError, match="Name a folder to be made"):
         export(str(clip_run), "hf", str(out))
 
@@ -221,3 +224,43 @@ def test_the_exported_tokenizer_gives_our_ids(clip_run, tmp_path):
     theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'openclip'}")
     # but for the last, whose ligature open_clip repairs before
     np.testing.assert_array_equal(theirs(texts[:2]).numpy(), ours[:2])
+
+
+@needs_torch
+def test_every_timm_vit_is_as_the_table_has_it():
+    """Built without memory: sizes, heads and activation of each name that OpenCLIP may be given."""
+    import timm
+    import torch
+
+    for (pool, width, depth), kind in TIMM.items():
+        for patch_size, sizes in kind.sizes.items():
+            name = kind.name.format(patch_size, sizes[-1])
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+            block = model.blocks[0]
+            found = (model.embed_dim, len(model.blocks), block.attn.num_heads,
+                     block.mlp.fc1.out_features, model.patch_embed.patch_size[0])  # fmt: skip
+            assert found == (width, depth, kind.num_heads, kind.mlp_width, patch_size), name
+            is_tanh = "tanh" in f"{type(block.mlp.act).__name__} {block.mlp.act}".lower()
+            assert is_tanh == (timm_activation(name) == "gelu_tanh"), name
+            assert (model.attn_pool is not None) == (pool == "map"), name
+            assert (model.cls_token is not None) == (pool == "class_token"), name
+            assert timm_sizes(name) == (pool, width, depth)
+            for size in sizes:
+                assert timm.is_model(kind.name.format(patch_size, size))
+
+
+@needs_torch
+def test_an_export_with_a_bert_needs_nothing_else(tmp_path, monkeypatch):
+    """No hub, no folder beside it: its own config.json, by --bert's default."""
+    import open_clip
+
+    importlib.import_module("tests.models.pretrained.make_fixtures")
+    for sizes, kind in TINY_TIMM.items():
+        monkeypatch.setitem(TIMM, sizes, kind)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = write_folder(tmp_path / "biomedclip", read_fixture("openclip_biomedclip"))
+    lines = export(str(source), "openclip", str(tmp_path / "out"))
+    assert any("Read back: parameters equal" in line for line in lines)
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    assert model.text.config.hidden_size == 128

@@ -17,8 +17,9 @@ from jaxclip.models.layers import TransformerConfig
 from jaxclip.models.pretrained import leaves_of, open_checkpoint
 from jaxclip.models.pretrained import load_params as load_checkpoint
 from jaxclip.models.resnet import ResNetConfig
+from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
-from jaxclip.sharding import ShardingConfig
+from jaxclip.sharding import ShardingConfig, make_mesh, tree_sharding
 from jaxclip.train import train
 from jaxclip.workdir import run_tokenizer
 from tests import tiny_config
@@ -37,33 +38,24 @@ def short(config, dataset):
     return config
 
 
-def resnet():
+def resnet_and_bert():
     config = clip_resnet50.get_config()
-    config.data.image.size = 32
-    config.data.tokenizer.context_length = 12
+    config.data.image.size, config.data.tokenizer.context_length = 32, 12
     config.model.image = dataclasses.replace(
-        config.model.image, stages=(1, 1), stem_width=16, num_heads=2
+        config.model.image, stages=(1, 1), stem_width=8, num_heads=2
     )
-    config.model.text.transformer = TransformerConfig(width=16, depth=1, num_heads=2)
-    config.model.embed_dim = 8
-    return config
-
-
-def bert():
-    config = tiny_config.get_config()
-    transformer = TransformerConfig(width=16, depth=2, num_heads=2, norm_epsilon=1e-12)
+    transformer = TransformerConfig(width=16, depth=1, num_heads=2, norm_epsilon=1e-12)
     config.model.text = BertConfig(transformer=transformer, max_positions=16)
-    config.model.text_projection = "mlp"
+    config.model.text_projection, config.model.embed_dim = "mlp", 8
     return config
 
 
-def naflex():
-    config = tiny_config.get_config()
-    config.model.image.naflex = True
-    config.model.image.pool, config.model.image.pre_norm = "map", False
-    config.data.image.naflex_patch_size = 8
-    config.micro_batch_size = 8
-    return config
+def make_naflex(config):
+    config.data.image.size, config.data.image.naflex_patch_size = 32, 8
+    transformer = TransformerConfig(width=16, depth=1, num_heads=2)
+    config.model.image = ViTConfig(
+        patch_size=8, transformer=transformer, pool="map", pre_norm=False, naflex=True
+    )
 
 
 def losses(workdir):
@@ -80,9 +72,8 @@ def parameters(workdir):
     return leaves_of(load_params(workdir, like)[1])
 
 
-@pytest.mark.parametrize("tower", [resnet, bert, naflex])
-def test_a_tower_trains_on_a_mesh(tower, tiny_dataset, tmp_path):
-    config = short(tower(), tiny_dataset)
+def test_a_resnet_and_a_bert_train_on_a_mesh(tiny_dataset, tmp_path):
+    config = short(resnet_and_bert(), tiny_dataset)
     config.sharding = ShardingConfig(data=2, fsdp=2, tensor=2)
     assert train(config, tmp_path)
     found = losses(tmp_path)
@@ -95,8 +86,21 @@ def test_a_tower_trains_on_a_mesh(tower, tiny_dataset, tmp_path):
     assert not {path for path in still if not path.endswith(("logit_bias", "key/bias"))}, still
 
 
+def test_a_resnet_is_split_over_fsdp():
+    config = clip_resnet50.get_config().model
+    inputs = clip.Inputs(image_size=224, mean=(0,), std=(1,), vocab_size=99, context_length=77,
+                         pad_id=0, eos_id=1)  # fmt: skip
+    shapes = jax.eval_shape(lambda: clip.init(config, inputs, jax.random.key(0)))["image"]
+    mesh = make_mesh(ShardingConfig(data=1, fsdp=8))
+    sharding, leaves = leaves_of(tree_sharding(shapes, mesh)), leaves_of(shapes)
+    parts = {path: np.prod(sharding[path].shard_shape(x.shape)) for path, x in leaves.items()}
+    assert {path for path in parts if parts[path] == leaves[path].size and leaves[path].size > 2e4
+            } == {"attention_pool/position_embedding"}  # fmt: skip
+    assert sum(parts.values()) < 1.05 * sum(x.size for x in leaves.values()) / 8
+
+
 def test_a_resnet_from_scratch_needs_a_norm_without_statistics(tiny_dataset):
-    config = short(resnet(), tiny_dataset)
+    config = short(resnet_and_bert(), tiny_dataset)
     config.validate()
     config.model.image = ResNetConfig(stages=(1, 1), stem_width=16, num_heads=2)
     with pytest.raises(ValueError, match="needs the statistics of a checkpoint. Set init"):
@@ -106,15 +110,16 @@ def test_a_resnet_from_scratch_needs_a_norm_without_statistics(tiny_dataset):
 
 
 def test_naflex_must_be_said_to_the_model_and_to_the_data(tiny_dataset):
-    config = short(naflex(), tiny_dataset)
+    config = short(tiny_config.get_config(), tiny_dataset)
+    make_naflex(config)
     config.validate()
     config.data.image.naflex_patch_size = 0
     with pytest.raises(ValueError, match=r"naflex_patch_size \(0\) must be model.image.patch_size"):
         config.validate()
 
 
-def test_a_locked_text_tower_stays_and_the_rest_learns(tiny_dataset, tmp_path):
-    """configs/lit_text.py, from a BERT with its vocabulary."""
+def test_beside_a_locked_text_tower_a_naflex_tower_learns(tiny_dataset, tmp_path):
+    """configs/lit_text.py, from a BERT with its vocabulary; images of many aspects."""
     folder = write_folder(tmp_path / "bert", read_fixture("hf_bert"))
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789.()"]
     tokens += [f"##{token}" for token in tokens[4:]]
@@ -122,9 +127,9 @@ def test_a_locked_text_tower_stays_and_the_rest_learns(tiny_dataset, tmp_path):
     (folder / "vocab.txt").write_text("\n".join(tokens))
     config = short(lit_text.get_config(str(folder)), tiny_dataset)
     assert config.data.tokenizer.path == str(folder / "vocab.txt")
-    config.model.image.transformer = TransformerConfig(width=16, depth=1, num_heads=2)
-    config.data.image.size = 32
+    make_naflex(config)
     assert train(config, tmp_path / "run")
+    assert np.isfinite(losses(tmp_path / "run")).all()
     expected = leaves_of(load_checkpoint(open_checkpoint(str(folder)))[0])
     after = parameters(tmp_path / "run")
     text = [path for path in expected if path.startswith("text/")]

@@ -98,10 +98,16 @@ def _describe_two(weights: Weights, folder: Path, config: dict[str, Any], kind: 
         "text_projection": "none" if "text" in towers else "linear",
     }
     image, tokenizer, vocab_size, pad_id, eos_id = CLIP_IMAGE, TokenizerConfig(), 1, 0, 1
+    assumed: list[str] = []
     whole = len(towers) == 2  # then no projection may be missing
     if "image" in towers:
         vision = _section(config, "vision", kind, whole)
         fields["image"], size = _describe_image(weights, vision, is_clip)
+        if vision.get("image_size", size) != size:  # so400m-patch14-384
+            assumed.append(
+                f"images of {size} pixels, where transformers resizes to {vision['image_size']} "
+                "and leaves out what is no whole patch"
+            )
         image = read_preprocessor(
             folder, dataclasses.replace(CLIP_IMAGE if is_clip else SIGLIP_IMAGE, size=size)
         )
@@ -138,6 +144,7 @@ def _describe_two(weights: Weights, folder: Path, config: dict[str, Any], kind: 
         weights=weights,
         rules=rules(model, towers, kind),
         towers=towers,
+        assumed=assumed,
     )
 
 

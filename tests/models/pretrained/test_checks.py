@@ -207,3 +207,11 @@ def test_one_tower_alone_is_loaded_and_embeds(name, tower, architecture, tmp_pat
             np.testing.assert_allclose(ours, fixture[key], atol=1e-5)
     elif tower == "image":
         assert model.encode_image([np.zeros((9, 7, 3), np.uint8)]).shape == (1, 48)
+
+
+def test_pixels_beyond_the_last_whole_patch_are_told(tmp_path):
+    """As in siglip-so400m-patch14-384."""
+    fixture = read_fixture("hf_siglip")
+    fixture["files"]["config.json"]["vision_config"]["image_size"] = 37
+    family = open_checkpoint(str(write_folder(tmp_path / "siglip", fixture)))
+    assert family.image.size == 32 and "transformers resizes to 37" in family.assumed[0]
