@@ -1,0 +1,255 @@
+"""The report's drawings, once for the page and for a paper: SVG and PDF.
+
+Colours are those of Okabe and Ito (2008), told apart by the colour-blind; every curve has its name
+at its end and a marker of its own. In the page, ink and colours follow the reader's light or dark
+theme: see `inline`.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from experiments.conclusions import number
+from experiments.scaling import Analysis, Curve, ExchangeRate
+from experiments.tables import Ablation
+from jaxclip.data.record import write_atomically
+
+INK = "#1d2530"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GOOD, BAD, NEITHER = COLOURS[2], COLOURS[1], "#7f8a96"
+STYLE = {
+    "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "pdf.fonttype": 42,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "savefig.transparent": True, "svg.hashsalt": "jaxclip",
+}  # fmt: skip
+WIDTH, HEIGHT = 6.4, 3.7  # inches
+
+
+def save(figure: Figure, directory: epath.Path, name: str) -> str:
+    """Writes NAME.svg and NAME.pdf; returns the SVG to put into a page."""
+    texts = {}
+    for kind, about in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=about)
+        write_atomically(directory / f"{name}.{kind}", buffer.getvalue())
+        texts[kind] = buffer.getvalue()
+    return inline(texts["svg"].decode(), name)
+
+
+def inline(svg: str, name: str) -> str:
+    """SVG as part of a page: no prolog, sized by the page, ink and colours by its style sheet."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    width, height = (
+        float(re.search(rf'{side}="([\d.]+)pt"', svg)[1]) for side in ("width", "height")
+    )
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = svg.replace(
+        "<svg ",
+        f'<svg role="img" aria-label="{name}" style="aspect-ratio: {width:.0f} / {height:.0f}" ',
+        1,
+    )
+    svg = svg.replace(INK, "currentColor")
+    for place, colour in enumerate(COLOURS):
+        svg = svg.replace(colour, f"var(--c{place})")
+    return re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        return figure, figure.add_subplot()
+
+
+def _log_axis(axis, low: float, high: float, most: int = 7) -> None:
+    """Ticks at round numbers, at most so many, with numbers as people write them."""
+    steps = ((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
+    decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for step in steps:
+        ticks = np.outer(decades, step).ravel()
+        ticks = ticks[(ticks >= low * 0.999) & (ticks <= high * 1.001)]
+        if len(ticks) <= most:
+            break
+    axis.set_major_locator(FixedLocator(sorted(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """(x, y, name, colour) of each curve's end -> names beside them that do not overlap."""
+    if not ends:
+        return
+    low, high = np.log(axes.get_ylim())
+    least = 0.062 * (high - low)
+    placed = -np.inf
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        placed = max(math.log(y), placed + least)
+        axes.annotate(
+            name, (x, y), xytext=(x * 1.06, math.exp(placed)), color=colour, va="center",
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def curves(analysis: Analysis) -> Figure:
+    """Error against unique pairs, with every run."""
+    figure, axes = _axes()
+    design, ends = analysis.ensemble.design, []
+    error_R = analysis.scores.to_error(analysis.scores.value_R)
+    with matplotlib.rc_context(STYLE):
+        for s, curve in enumerate(analysis.curves):
+            colour = COLOURS[s % len(COLOURS)]
+            _band(axes, curve.pairs_G, curve.low_G, curve.high_G, colour)
+            _line(axes, curve, colour)
+            mine = [
+                r for r, run in enumerate(analysis.runs)
+                if run["source"] == curve.source and run["samples_seen"] in (curve.samples, *_tied(analysis))
+            ]  # fmt: skip
+            axes.plot(
+                [analysis.runs[r]["unique_pairs"] for r in mine], error_R[mine], linestyle="",
+                marker=MARKERS[s % len(MARKERS)], color=colour, markersize=4, alpha=0.8,
+            )  # fmt: skip
+            ends.append((curve.pairs_G[-1], curve.error_G[-1], curve.source, colour))
+        shown = np.concatenate([error_R, *(c.error_G for c in analysis.curves)])
+        axes.set(
+            xscale="log", yscale="log", xlabel="unique pairs",
+            ylabel=f"error: {analysis.scores.error_name}",
+            ylim=(shown.min() * 0.95, shown.max() * 1.05),
+        )  # fmt: skip
+        _log_axis(axes.yaxis, *axes.get_ylim())
+        pairs = design.pairs_C
+        _log_axis(axes.xaxis, pairs.min() / 2, pairs.max() * 2)
+        _name_ends(axes, ends)
+    return figure
+
+
+def _tied(analysis: Analysis) -> tuple[float, ...]:
+    """Samples seen of all runs, where they are not an axis of their own."""
+    from experiments.laws import has_free_samples
+
+    design = analysis.ensemble.design
+    return () if has_free_samples(design) else tuple(np.unique(design.samples_C))
+
+
+def _band(axes: Axes, x_G, low_G, high_G, colour: str) -> None:
+    axes.fill_between(x_G, low_G, high_G, color=colour, alpha=0.18, linewidth=0)
+
+
+def _line(axes: Axes, curve: Curve, colour: str) -> None:
+    """Solid where sizes were trained, dotted beyond."""
+    inside = np.flatnonzero(curve.measured_G)
+    for part, style in (
+        (slice(inside[0], inside[-1] + 1), "-"),
+        (slice(0, inside[0] + 1), ":"),
+        (slice(inside[-1], None), ":"),
+    ):
+        axes.plot(curve.pairs_G[part], curve.error_G[part], style, color=colour, linewidth=1.4)
+
+
+def exchange(analysis: Analysis, planted: dict[str, tuple[float, float]]) -> Figure:
+    """The exchange rate along the reference's sizes."""
+    figure, axes = _axes()
+    reference, limits, ends = analysis.reference, [1.0], []
+    sources = list(analysis.ensemble.design.sources)
+    with matplotlib.rc_context(STYLE):
+        for found in analysis.exchanges:
+            place = sources.index(found.source)
+            colour = COLOURS[place % len(COLOURS)]
+            known = [r for r in found.curve if math.isfinite(r.value)]
+            limits += [x for r in found.curve for x in (r.value, r.low, r.high) if 0 < x < math.inf]
+            limits += [x for x in planted.get(found.source, ()) if math.isfinite(x)]
+            if known:
+                ends.append((known[-1].pairs, known[-1].value, found.source, colour))
+            else:
+                ends.append(
+                    (
+                        found.quoted.pairs,
+                        found.quoted.low or found.quoted.high,
+                        found.source,
+                        colour,
+                    )
+                )
+        low, high = min(limits) / 1.15, max(limits) * 1.25
+        low, high = min(low, 0.7), max(high, 1.5)
+        for found in analysis.exchanges:
+            place = sources.index(found.source)
+            _rates(axes, found.curve, COLOURS[place % len(COLOURS)], low, high)
+        axes.axhline(1, color=INK, linewidth=0.6)
+        axes.annotate(
+            "one for one", (0.005, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
+        )
+        for source, (least, most) in planted.items():
+            if source in sources:
+                colour = COLOURS[sources.index(source) % len(COLOURS)]
+                text = f"planted {number(least)}" + (
+                    ""
+                    if most == least
+                    else " or more"
+                    if math.isinf(most)
+                    else f" to {number(most)}"
+                )
+                axes.axhspan(least, min(most, high), color=colour, alpha=0.07, linewidth=0)
+                axes.axhline(least, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+                axes.annotate(
+                    text, (0.995, least), xycoords=("axes fraction", "data"), va="bottom",
+                    ha="right", fontsize=8, color=colour,
+                )  # fmt: skip
+        axes.set(
+            xscale="log", yscale="log", ylim=(low, high), xlabel=f"unique pairs of {reference}",
+            ylabel=f"pairs that one {reference} pair is worth",
+        )  # fmt: skip
+        _log_axis(axes.yaxis, low, high)
+        _log_axis(axes.xaxis, *axes.get_xlim())
+        _name_ends(axes, ends)
+    return figure
+
+
+def _rates(axes: Axes, curve: Sequence[ExchangeRate], colour: str, low: float, high: float) -> None:
+    """Line and band; where there is no upper bound the band reaches the top, fading by its edge."""
+    pairs = np.array([rate.pairs for rate in curve])
+    value = np.array([rate.value for rate in curve])
+    beyond = np.array([rate.extrapolated for rate in curve])
+    bottom = np.array([max(rate.low, low) for rate in curve])
+    top = np.array([min(rate.high, high) for rate in curve])
+    _band(axes, pairs, bottom, top, colour)
+    axes.plot(pairs, np.where(beyond, np.nan, value), color=colour, linewidth=1.6)
+    axes.plot(pairs, value, ":", color=colour, linewidth=1.2)
+    open_top = np.flatnonzero([math.isinf(rate.high) and rate.low > 0 for rate in curve])
+    for i in open_top[:: max(len(open_top) // 4, 1)]:
+        axes.annotate(
+            "", (pairs[i], bottom[i] * (high / bottom[i]) ** 0.35), xytext=(pairs[i], bottom[i]),
+            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.9},
+        )  # fmt: skip
+
+
+def ablations(found: Sequence[Ablation], metric: str) -> Figure:
+    """Each variant's difference from its base, with its interval."""
+    ordered = sorted(found, key=lambda a: a.value)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.6 + 0.3 * len(ordered)))
+        axes = figure.add_subplot()
+        for y, a in enumerate(ordered):
+            colour = {"better": GOOD, "worse": BAD}.get(a.verdict, NEITHER)
+            axes.barh(y, a.value, color=colour, height=0.62, alpha=0.85)
+            axes.plot([a.low, a.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
+            end = max(a.high if math.isfinite(a.high) else a.value, 0)
+            axes.annotate(
+                f"{a.value:+.3f} {a.verdict}", (end, y), xytext=(5, 0), textcoords="offset points",
+                va="center", fontsize=8, annotation_clip=False,
+            )  # fmt: skip
+        axes.axvline(0, color=INK, linewidth=0.6)
+        axes.set_yticks(range(len(ordered)), [a.variant for a in ordered])
+        axes.set(xlabel=f"{metric}: variant less base", ylim=(-0.6, len(ordered) - 0.4))
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure
