@@ -13,15 +13,13 @@ of a form, Q those of a law, B data sets fitted at once, X points to predict.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-STEPS = 40  # of Levenberg-Marquardt, from each of STARTS
-REFIT_STEPS = 12  # from the fit to the data, for data that differ from them by noise
+STEPS = 40  # of Levenberg-Marquardt, at most
+FIRST_STEPS = 6  # from each of the starts, before the best goes on
+CONVERGED = 1e-6  # relative change of the sum of squares
 EXPONENTS, FLOORS = (0.1, 0.3, 0.8), (-2.0, 0.0, 2.0)  # STARTS: around the priors' centres
 
 
@@ -50,12 +48,12 @@ REPEATS = (float(np.log(15.0)), 1.5)  # log R*; 15.4 in Muennighoff et al. 2023,
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
     """log_error(theta_P, pairs, samples, unit) -> log error; unit is [pairs, samples, mean error,
-    least error, worst error]."""
+    least error, worst error]. It takes complex parameters: that is how it is differentiated."""
 
     name: str
     formula: str
     parameters: tuple[tuple[str, tuple[float, float]], ...]  # name, prior
-    log_error: Callable[..., jax.Array]
+    log_error: Callable[..., np.ndarray]
     uses_samples: bool = False
     needs_worst: bool = False
 
@@ -64,13 +62,25 @@ class Form:
         return tuple(name for name, _ in self.parameters)
 
 
+def _log_sum(x, y):
+    """log(e^x + e^y), of complex numbers too."""
+    if not (np.iscomplexobj(x) or np.iscomplexobj(y)):
+        return np.logaddexp(x, y)
+    most = np.maximum(np.real(x), np.real(y))
+    return most + np.log(np.exp(x - most) + np.exp(y - most))
+
+
+def _log_sigmoid(x):
+    return -_log_sum(0 * x, -x)
+
+
 def _decay(amplitude, log_exponent, size, unit_size):
     """log (A (size / unit)^-alpha), A in units of the mean error."""
-    return amplitude - jnp.exp(log_exponent) * jnp.log(size / unit_size)
+    return amplitude - np.exp(log_exponent) * np.log(size / unit_size)
 
 
 def _log_floor(floor, unit):
-    return jnp.log(unit[3]) + jax.nn.log_sigmoid(floor)
+    return np.log(unit[3]) + _log_sigmoid(floor)
 
 
 def effective_pairs(pairs, samples, log_repeats):
@@ -79,28 +89,29 @@ def effective_pairs(pairs, samples, log_repeats):
     Muennighoff et al. 2023 (arXiv:2305.16264), eq. 5: U + U R* (1 - exp(-R / R*)), with
     U = min(pairs, samples) unique ones and R = samples / U - 1 repetitions.
     """
-    unique = jnp.minimum(pairs, samples)
-    decay = jnp.exp(log_repeats)
-    return unique * (1 + decay * -jnp.expm1(-(samples / unique - 1) / decay))
+    unique = np.minimum(pairs, samples)
+    decay = np.exp(log_repeats)
+    return unique * (1 + decay * -np.expm1(-(samples / unique - 1) / decay))
 
 
 def _power(theta, pairs, samples, unit):
-    return jnp.log(unit[2]) + _decay(theta[0], theta[1], pairs, unit[0])
+    return np.log(unit[2]) + _decay(theta[0], theta[1], pairs, unit[0])
 
 
 def _floored(theta, pairs, samples, unit):
-    return jnp.logaddexp(_log_floor(theta[2], unit), _power(theta, pairs, samples, unit))
+    return _log_sum(_log_floor(theta[2], unit), _power(theta, pairs, samples, unit))
 
 
 def _saturating(theta, pairs, samples, unit):
     decay = _decay(theta[0], theta[1], pairs, unit[0])
     floor = _log_floor(theta[2], unit)
-    return jnp.logaddexp(floor, jnp.log(unit[4]) + decay) - jax.nn.softplus(decay)
+    return _log_sum(floor, np.log(unit[4]) + decay) + _log_sigmoid(-decay)
 
 
 def _log_linear(theta, pairs, samples, unit):
-    error = unit[2] * (jnp.exp(theta[0]) - jnp.exp(theta[1]) * jnp.log(pairs / unit[0]))
-    return jnp.log(jnp.maximum(error, 0.01 * unit[3]))
+    least = 0.01 * unit[3]
+    error = unit[2] * (np.exp(theta[0]) - np.exp(theta[1]) * np.log(pairs / unit[0]))
+    return np.log(np.where(error.real > least, error, least))
 
 
 def _repeated(theta, pairs, samples, unit):
@@ -112,8 +123,8 @@ def _repeated_saturating(theta, pairs, samples, unit):
 
 
 def _additive(theta, pairs, samples, unit):
-    trained = jnp.log(unit[2]) + _decay(theta[3], theta[4], samples, unit[1])
-    return jnp.logaddexp(_floored(theta, pairs, samples, unit), trained)
+    trained = np.log(unit[2]) + _decay(theta[3], theta[4], samples, unit[1])
+    return _log_sum(_floored(theta, pairs, samples, unit), trained)
 
 
 _POWER = (("A", AMPLITUDE), ("alpha", EXPONENT))
@@ -245,37 +256,82 @@ def fit(task: Problem, log_error_BC, precision_BC, start_Q=None) -> np.ndarray:
       precision_BC: 1 / variance of each; 0 leaves a cell out.
       start_Q: parameters near by; without, the best of many starts.
     """
-    steps, start_KQ = (STEPS, _starts(task)) if start_Q is None else (REFIT_STEPS, start_Q[None])
-    with jax.enable_x64(True):
-        precision_BC = np.broadcast_to(precision_BC, np.shape(log_error_BC))
-        fitted = _fit(
-            task.law.form, steps, *_arrays(task), np.asarray(log_error_BC, np.float64),
-            np.sqrt(precision_BC), np.asarray(start_KQ, np.float64), task.centre_Q, task.width_Q,
-        )  # fmt: skip
-        return np.asarray(fitted)
+    y_BC = np.asarray(log_error_BC, float)
+    root_BC = np.sqrt(np.broadcast_to(precision_BC, y_BC.shape))
+    if start_Q is not None:
+        return _least_squares(task, y_BC, root_BC, np.tile(start_Q, (len(y_BC), 1)), STEPS)[0]
+    start_KQ = _starts(task)
+    many = [np.repeat(x, len(start_KQ), axis=0) for x in (y_BC, root_BC)]
+    phi_XQ, cost_X = _least_squares(task, *many, np.tile(start_KQ, (len(y_BC), 1)), FIRST_STEPS)
+    best_B = cost_X.reshape(len(y_BC), -1).argmin(axis=1) + np.arange(len(y_BC)) * len(start_KQ)
+    return _least_squares(task, y_BC, root_BC, phi_XQ[best_B], STEPS)[0]
 
 
 def predict(task: Problem, phi_BQ, source_X, pairs_X, samples_X) -> np.ndarray:
     """log error [B, X]."""
-    with jax.enable_x64(True):
-        at = (np.asarray(source_X), np.asarray(pairs_X, float), np.asarray(samples_X, float))
-        return np.asarray(_predict(task.law.form, task.index_SP, *at, task.unit, phi_BQ))
+    theta_PBX = np.moveaxis(phi_BQ[:, task.index_SP[source_X]], -1, 0)
+    pairs_X, samples_X = np.asarray(pairs_X, float), np.asarray(samples_X, float)
+    return task.law.form.log_error(theta_PBX, pairs_X, samples_X, task.unit)
+
+
+def slopes(task: Problem, phi_BQ: np.ndarray) -> np.ndarray:
+    """Derivatives [B, C, Q] of the fitted log error in each cell, by complex steps.
+
+    Squire and Trapp 1998: f'(x) = Im f(x + ih) / h, exact to rounding for h this small.
+    """
+    design, step = task.design, 1e-30
+    slope_BCQ = np.zeros((len(phi_BQ), len(design.source_C), phi_BQ.shape[1]))
+    place_CP, cells = task.index_SP[design.source_C], np.arange(len(design.source_C))
+    theta_PBC = np.moveaxis(phi_BQ[:, place_CP], -1, 0).astype(complex)
+    for p in range(len(theta_PBC)):
+        theta_PBC[p] += 1j * step
+        curve_BC = task.law.form.log_error(theta_PBC, design.pairs_C, design.samples_C, task.unit)
+        slope_BCQ[:, cells, place_CP[:, p]] = curve_BC.imag / step
+        theta_PBC[p] -= 1j * step
+    return slope_BCQ
 
 
 def predictive_variance(task: Problem, phi_BQ, precision_BC) -> np.ndarray:
     """Variance [B, C] of the fitted log error in each cell, by linearisation at the fit."""
-    with jax.enable_x64(True):
-        return np.asarray(
-            _variance(
-                task.law.form, *_arrays(task), np.sqrt(precision_BC), phi_BQ, task.width_Q
-            )
-        )  # fmt: skip
+    slope_BCQ = slopes(task, phi_BQ)
+    weighted_BQC = np.swapaxes(slope_BCQ * precision_BC[:, :, None], 1, 2)
+    curvature_BQQ = weighted_BQC @ slope_BCQ + np.diag(task.width_Q**-2.0)
+    solved_BQC = np.linalg.solve(curvature_BQQ, np.swapaxes(slope_BCQ, 1, 2))
+    return np.sum(slope_BCQ * np.swapaxes(solved_BQC, 1, 2), axis=2)
 
 
-def _arrays(task: Problem):
+def _least_squares(task: Problem, y_BC, root_BC, phi_BQ, steps: int):
+    """Levenberg-Marquardt (Marquardt 1963): (parameters [B, Q], sums of squares [B])."""
     design = task.design
-    at = (design.source_C, np.asarray(design.pairs_C, float), np.asarray(design.samples_C, float))
-    return task.index_SP, *at, task.unit
+    at = (design.source_C, design.pairs_C, design.samples_C)
+
+    def off(phi_BQ):
+        curve_BC = predict(task, phi_BQ, *at)
+        return root_BC * (curve_BC - y_BC), (phi_BQ - task.centre_Q) / task.width_Q
+
+    def cost(phi_BQ):
+        return sum(np.square(part).sum(axis=1) for part in off(phi_BQ))
+
+    cost_B, damping_B = cost(phi_BQ), np.full(len(phi_BQ), 1e-2)
+    for _ in range(steps):
+        off_BC, prior_BQ = off(phi_BQ)
+        slope_BCQ = root_BC[:, :, None] * slopes(task, phi_BQ)
+        uphill_BQ = (off_BC[:, None] @ slope_BCQ)[:, 0] + prior_BQ / task.width_Q
+        curvature_BQQ = np.swapaxes(slope_BCQ, 1, 2) @ slope_BCQ + np.diag(task.width_Q**-2.0)
+        diagonal_BQ = np.diagonal(curvature_BQQ, axis1=1, axis2=2)
+        damped_BQQ = curvature_BQQ + (damping_B[:, None] * diagonal_BQ)[..., None] * np.eye(
+            len(task.centre_Q)
+        )
+        tried_BQ = phi_BQ - np.linalg.solve(damped_BQQ, uphill_BQ[..., None])[..., 0]
+        tried_B = cost(tried_BQ)
+        better_B = tried_B < cost_B  # False where it is NaN
+        done = np.all(np.abs(tried_B - cost_B) <= CONVERGED * cost_B)
+        phi_BQ = np.where(better_B[:, None], tried_BQ, phi_BQ)
+        cost_B = np.where(better_B, tried_B, cost_B)
+        damping_B = np.clip(np.where(better_B, damping_B / 5, damping_B * 5), 1e-9, 1e9)
+        if done:
+            break
+    return phi_BQ, cost_B
 
 
 def _starts(task: Problem) -> np.ndarray:
@@ -289,66 +345,6 @@ def _starts(task: Problem) -> np.ndarray:
                     start_Q[task.index_SP[:, p]] = np.log(exponent) if prior is EXPONENT else floor
             starts.append(start_Q)
     return np.unique(starts, axis=0)
-
-
-def _curve(form: Form, index_SP, source_X, pairs_X, samples_X, unit, phi_Q):
-    theta_PX = phi_Q[index_SP[source_X]].T
-    return form.log_error(theta_PX, pairs_X, samples_X, unit)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _fit(form, steps, index_SP, source_C, pairs_C, samples_C, unit, y_BC, root_BC, start_KQ,
-         centre_Q, width_Q):  # fmt: skip
-    def of_one(y_C, root_C, start_Q):
-        def residuals(phi_Q):
-            curve_C = _curve(form, index_SP, source_C, pairs_C, samples_C, unit, phi_Q)
-            return jnp.concatenate([root_C * (curve_C - y_C), (phi_Q - centre_Q) / width_Q])
-
-        return _least_squares(residuals, start_Q, steps)
-
-    over_starts = jax.vmap(of_one, in_axes=(None, None, 0))
-    phi_BKQ, cost_BK = jax.vmap(over_starts, in_axes=(0, 0, None))(y_BC, root_BC, start_KQ)
-    best_B = jnp.argmin(cost_BK, axis=1)
-    return jnp.take_along_axis(phi_BKQ, best_B[:, None, None], axis=1)[:, 0]
-
-
-def _least_squares(residuals: Callable, start_Q: jax.Array, steps: int):
-    """Levenberg-Marquardt (Marquardt 1963): (parameters, cost) after so many steps."""
-    jacobian = jax.jacfwd(residuals)
-
-    def step(_, carry):
-        phi_Q, cost, damping = carry
-        r, jacobian_RQ = residuals(phi_Q), jacobian(phi_Q)
-        curvature_QQ = jacobian_RQ.T @ jacobian_RQ
-        damped_QQ = curvature_QQ + damping * jnp.diag(jnp.diag(curvature_QQ))
-        tried_Q = phi_Q - jnp.linalg.solve(damped_QQ, jacobian_RQ.T @ r)
-        tried = jnp.sum(residuals(tried_Q) ** 2)
-        better = tried < cost  # False where it is NaN
-        damping = jnp.clip(jnp.where(better, damping / 5, damping * 5), 1e-9, 1e9)
-        return jnp.where(better, tried_Q, phi_Q), jnp.where(better, tried, cost), damping
-
-    start = (start_Q, jnp.sum(residuals(start_Q) ** 2), jnp.asarray(1e-2, start_Q.dtype))
-    phi_Q, cost, _ = jax.lax.fori_loop(0, steps, step, start)
-    return phi_Q, cost
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(form, index_SP, source_X, pairs_X, samples_X, unit, phi_BQ):
-    curve = functools.partial(_curve, form, index_SP, source_X, pairs_X, samples_X, unit)
-    return jax.vmap(curve)(phi_BQ)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _variance(form, index_SP, source_C, pairs_C, samples_C, unit, root_BC, phi_BQ, width_Q):
-    curve = functools.partial(_curve, form, index_SP, source_C, pairs_C, samples_C, unit)
-
-    def of_one(root_C, phi_Q):
-        slope_CQ = jax.jacfwd(curve)(phi_Q)
-        weighted_CQ = root_C[:, None] * slope_CQ
-        curvature_QQ = weighted_CQ.T @ weighted_CQ + jnp.diag(width_Q**-2.0)
-        return jnp.sum(slope_CQ * jnp.linalg.solve(curvature_QQ, slope_CQ.T).T, axis=1)
-
-    return jax.vmap(of_one)(root_BC, phi_BQ)
 
 
 def describe(task: Problem, phi_Q: np.ndarray) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from experiments.laws import Design, has_free_samples
 from experiments.tables import Row, Scores, mean
 
 EXTRAPOLATE = 2.0
-GRID = 121
+GRID = 61
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
