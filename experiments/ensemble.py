@@ -9,6 +9,7 @@ Shape letters: C cells, S sources, Q parameters of a law, K laws, R replicates, 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -107,18 +108,35 @@ def fit_all(
     Args:
       means: of log error, one cell for each of the design's.
     """
-    means, assumed = _with_noise(design, means)
-    tasks = [laws.problem(law, design, means.value_C) for law in laws.laws(design)]
-    fitted = [_fit(task, means) for task in tasks]
-    rng = np.random.default_rng(seed)
-    weight_K = weigh(np.array([f.log_score_C for f in fitted]), rng)
-    weight_K = np.where(weight_K < NEGLIGIBLE, 0, weight_K)
-    fitted = [
-        _replicate(dataclasses.replace(f, weight=float(weight)), means, replicates, rng)
-        for f, weight in zip(fitted, weight_K / weight_K.sum(), strict=True)
-    ]
-    fitted.sort(key=lambda f: -f.weight)
-    return Ensemble(design=design, means=means, fitted=tuple(fitted), assumed_noise=assumed)
+    return fit_many(design, [means], replicates=replicates, seed=seed)[0]
+
+
+def fit_many(
+    design: Design, studies: Sequence[Means], *, replicates: int = REPLICATES, seed: int = 0
+) -> list[Ensemble]:
+    """fit_all of several studies of one design, together: what takes time is done once for all."""
+    told = [_with_noise(design, means) for means in studies]
+    studies = [means for means, _ in told]
+    of_laws = [_fit(laws.problem(law, design), studies) for law in laws.laws(design)]
+    by_study = []
+    for d in range(len(studies)):
+        rng = np.random.default_rng(seed)
+        weight_K = weigh(np.array([of_law[d].log_score_C for of_law in of_laws]), rng)
+        weight_K = np.where(weight_K < NEGLIGIBLE, 0, weight_K)
+        by_study.append(weight_K / weight_K.sum())
+    replicated = []
+    for of_law, weight_D in zip(of_laws, np.transpose(by_study), strict=True):
+        weighed = [
+            dataclasses.replace(f, weight=float(w)) for f, w in zip(of_law, weight_D, strict=True)
+        ]
+        replicated.append(_replicate(weighed, studies, replicates, np.random.default_rng(seed)))
+    return [
+        Ensemble(
+            design=design, means=means, assumed_noise=assumed,
+            fitted=tuple(sorted((of_law[d] for of_law in replicated), key=lambda f: -f.weight)),
+        )
+        for d, (means, assumed) in enumerate(told)
+    ]  # fmt: skip
 
 
 def _precision(means: Means) -> np.ndarray:
@@ -130,32 +148,43 @@ def _with_noise(design: Design, means: Means) -> tuple[Means, str]:
     if np.isfinite(means.seed_variance):
         variance = max(means.seed_variance, LEAST_NOISE**2)
         return dataclasses.replace(means, seed_variance=variance), ""
-    law = laws.laws(design)[-1]
-    task = laws.problem(law, design, means.value_C)
+    task = laws.problem(laws.laws(design)[-1], design)
     guess = dataclasses.replace(means, seed_variance=ASSUMED_NOISE**2, seed_df=1)
     df = len(means.value_C) - len(task.centre_Q)
     if df < 1:
         return guess, f"assumed to be {ASSUMED_NOISE:.0%} of the error"
-    off_C = _fit(task, guess).off_C
+    off_C = _fit(task, [guess])[0].off_C
     variance = max(float(off_C @ off_C / df), LEAST_NOISE**2)
     told = "taken from the scatter around a fit, which also has what the fit misses"
     return dataclasses.replace(means, seed_variance=variance, seed_df=df), told
 
 
-def _fit(task: laws.Problem, means: Means) -> Fitted:
-    """The fit to all cells and, with each cell left out, what it says of that one."""
-    y_C, precision_C, cells = means.value_C, _precision(means), len(means.value_C)
-    weight_BC = precision_C * np.concatenate([np.ones((1, cells)), 1 - np.eye(cells)])
-    phi_BQ = laws.fit(task, np.tile(y_C, (cells + 1, 1)), weight_BC)
-    design = task.design
+def _fit(task: laws.Problem, studies: Sequence[Means]) -> list[Fitted]:
+    """The fit of each study to all cells and, with each cell left out, what it says of that one."""
+    design, cells = task.design, len(task.design.source_C)
+    y_DC = np.array([means.value_C for means in studies])
+    precision_DC = np.array([_precision(means) for means in studies])
+    kept_XC = np.concatenate([np.ones((1, cells)), 1 - np.eye(cells)])
+    precision_BC = (precision_DC[:, None] * kept_XC).reshape(-1, cells)
+    phi_BQ = laws.fit(task, np.repeat(y_DC, cells + 1, axis=0), precision_BC)
     curve_BC = laws.predict(task, phi_BQ, design.source_C, design.pairs_C, design.samples_C)
-    own_C = np.diag(laws.predictive_variance(task, phi_BQ[1:], weight_BC[1:]))
-    variance_C = own_C + 1 / precision_C
-    held_out_C = y_C - np.diag(curve_BC[1:])
-    return Fitted(
-        task=task, phi_Q=phi_BQ[0], off_C=y_C - curve_BC[0], held_out_C=held_out_C,
-        log_score_C=-0.5 * (np.log(2 * np.pi * variance_C) + held_out_C**2 / variance_C),
-    )  # fmt: skip
+    variance_BC = laws.predictive_variance(task, phi_BQ, precision_BC)
+    shape = (len(studies), cells + 1, -1)
+    fitted = []
+    for means, phi_XQ, curve_XC, variance_XC in zip(
+        studies, phi_BQ.reshape(shape), curve_BC.reshape(shape), variance_BC.reshape(shape),
+        strict=True,
+    ):  # fmt: skip
+        variance_C = np.diag(variance_XC[1:]) + 1 / _precision(means)
+        held_out_C = means.value_C - np.diag(curve_XC[1:])
+        fitted.append(
+            Fitted(
+                task=task, phi_Q=phi_XQ[0], off_C=means.value_C - curve_XC[0],
+                held_out_C=held_out_C,
+                log_score_C=-0.5 * (np.log(2 * np.pi * variance_C) + held_out_C**2 / variance_C),
+            )
+        )  # fmt: skip
+    return fitted
 
 
 def weigh(log_score_KC: np.ndarray, rng: np.random.Generator, draws: int = 1000) -> np.ndarray:
@@ -169,23 +198,35 @@ def weigh(log_score_KC: np.ndarray, rng: np.random.Generator, draws: int = 1000)
     return (weight_DK / weight_DK.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
-def _replicate(fitted: Fitted, means: Means, replicates: int, rng: np.random.Generator) -> Fitted:
-    """Fits to data sets as they might have been: other seeds; other items."""
-    if not fitted.weight:
-        return fitted
-    y_C, cells = means.value_C - fitted.off_C, len(means.value_C)
-    normal_RC = rng.standard_normal((replicates, cells))
-    seeds_RC = y_C + normal_RC * np.sqrt(means.seed_variance / means.runs_C)
-    found = {"seeds_RQ": seeds_RC}
-    if means.items_CC.any():
-        value_C, vector_CC = np.linalg.eigh(means.items_CC)
-        root_CC = vector_CC * np.sqrt(np.maximum(value_C, 0))
-        found["items_RQ"] = y_C + rng.standard_normal((replicates, cells)) @ root_CC.T
-    precision_C = _precision(means)
-    return dataclasses.replace(
-        fitted,
-        **{
-            name: laws.fit(fitted.task, y_RC, precision_C, fitted.phi_Q)
-            for name, y_RC in found.items()
-        },
-    )
+def _replicate(
+    fitted: Sequence[Fitted], studies: Sequence[Means], replicates: int, rng: np.random.Generator
+) -> list[Fitted]:
+    """One law's fits to data sets as the studies might have had: of other seeds, of other items."""
+    found, used = list(fitted), [d for d, f in enumerate(fitted) if f.weight]
+    for cause in ("seeds_RQ", "items_RQ"):
+        mine = [d for d in used if cause == "seeds_RQ" or studies[d].items_CC.any()]
+        if not mine:
+            continue
+        noise_RC = rng.standard_normal((replicates, len(fitted[0].off_C)))
+        y_BC, precision_BC, start_BQ = [], [], []
+        for d in mine:
+            means, f = studies[d], fitted[d]
+            root = _root(means.items_CC) if cause == "items_RQ" else _seed_root(means)
+            y_BC.append(means.value_C - f.off_C + noise_RC @ root)
+            precision_BC.append(np.broadcast_to(_precision(means), y_BC[-1].shape))
+            start_BQ.append(np.broadcast_to(f.phi_Q, (replicates, len(f.phi_Q))))
+        data = [np.concatenate(x) for x in (y_BC, precision_BC, start_BQ)]
+        phi_DRQ = laws.fit(fitted[0].task, *data).reshape(len(mine), replicates, -1)
+        for d, phi_RQ in zip(mine, phi_DRQ, strict=True):
+            found[d] = dataclasses.replace(found[d], **{cause: phi_RQ})
+    return found
+
+
+def _seed_root(means: Means) -> np.ndarray:
+    return np.diag(np.sqrt(means.seed_variance / means.runs_C))
+
+
+def _root(cov_CC: np.ndarray) -> np.ndarray:
+    """[C, C] that turns independent normals, from the right, into ones of this covariance."""
+    value_C, vector_CC = np.linalg.eigh(cov_CC)
+    return (vector_CC * np.sqrt(np.maximum(value_C, 0))).T

@@ -20,7 +20,7 @@ import numpy as np
 STEPS = 40  # of Levenberg-Marquardt, at most
 FIRST_STEPS = 6  # from each of the starts, before the best goes on
 CONVERGED = 1e-6  # relative change of the sum of squares
-EXPONENTS, FLOORS = (0.1, 0.3, 0.8), (-2.0, 0.0, 2.0)  # STARTS: around the priors' centres
+EXPONENTS, FLOORS = (0.15, 0.6), (-2.0, 0.5)  # STARTS: around the priors' centres
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,17 @@ class Design:
 # --- Forms ---------------------------------------------------------------------------------------
 
 # (centre, standard deviation) of the priors
-AMPLITUDE = (0.0, 3.0)  # log, relative to the mean error
+AMPLITUDE = (-1.0, 2.0)  # log, relative to the error of guessing; odds where that is in the form
 EXPONENT = (float(np.log(0.3)), 1.0)
-SLOPE = (float(np.log(0.1)), 1.5)  # log of the share of the error lost for each e-fold of pairs
-FLOOR = (0.0, 3.0)  # logit of the floor's share of the least error seen
+SLOPE = (float(np.log(0.1)), 1.5)  # log of what is lost for each e-fold of pairs, relative to it
+FLOOR = (-1.0, 2.5)  # logit of the share of the error of guessing that is irreducible
 REPEATS = (float(np.log(15.0)), 1.5)  # log R*; 15.4 in Muennighoff et al. 2023, table 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
-    """log_error(theta_P, pairs, samples, unit) -> log error; unit is [pairs, samples, mean error,
-    least error, worst error]. It takes complex parameters: that is how it is differentiated."""
+    """log_error(theta_P, pairs, samples, unit) -> log error; unit is [pairs, samples, worst error].
+    It takes complex parameters: that is how it is differentiated."""
 
     name: str
     formula: str
@@ -80,7 +80,7 @@ def _decay(amplitude, log_exponent, size, unit_size):
 
 
 def _log_floor(floor, unit):
-    return np.log(unit[3]) + _log_sigmoid(floor)
+    return np.log(unit[2]) + _log_sigmoid(floor)
 
 
 def effective_pairs(pairs, samples, log_repeats):
@@ -105,11 +105,11 @@ def _floored(theta, pairs, samples, unit):
 def _saturating(theta, pairs, samples, unit):
     decay = _decay(theta[0], theta[1], pairs, unit[0])
     floor = _log_floor(theta[2], unit)
-    return _log_sum(floor, np.log(unit[4]) + decay) + _log_sigmoid(-decay)
+    return _log_sum(floor, np.log(unit[2]) + decay) + _log_sigmoid(-decay)
 
 
 def _log_linear(theta, pairs, samples, unit):
-    least = 0.01 * unit[3]
+    least = 1e-3 * unit[2]
     error = unit[2] * (np.exp(theta[0]) - np.exp(theta[1]) * np.log(pairs / unit[0]))
     return np.log(np.where(error.real > least, error, least))
 
@@ -220,9 +220,9 @@ def has_free_samples(design: Design) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A law on a design, ready for any data of that design.
+    """A law on a design, whatever the data.
 
-    Args of its arrays: index_SP; centre_Q and width_Q of the priors; unit: see Form.
+    centre_Q and width_Q are of the priors; for unit see Form.
     """
 
     law: Law
@@ -233,33 +233,31 @@ class Problem:
     unit: np.ndarray
 
 
-def problem(law: Law, design: Design, log_error_C: np.ndarray) -> Problem:
+def problem(law: Law, design: Design) -> Problem:
     index_SP = law.index(len(design.sources))
     prior_Q2 = np.zeros((index_SP.max() + 1, 2))
     for p, (_, prior) in enumerate(law.form.parameters):
         prior_Q2[index_SP[:, p]] = prior
     pairs, samples = (np.exp(np.log(x).mean()) for x in (design.pairs_C, design.samples_C))
-    unit = np.array(
-        [pairs, samples, np.exp(log_error_C.mean()), np.exp(log_error_C.min()), design.worst]
-    )
+    unit = np.array([pairs, samples, design.worst])
     return Problem(
         law=law, design=design, index_SP=index_SP, centre_Q=prior_Q2[:, 0], width_Q=prior_Q2[:, 1],
         unit=unit,
     )  # fmt: skip
 
 
-def fit(task: Problem, log_error_BC, precision_BC, start_Q=None) -> np.ndarray:
+def fit(task: Problem, log_error_BC, precision_BC, start_BQ=None) -> np.ndarray:
     """Parameters [B, Q] of the best fit to each data set.
 
     Args:
       log_error_BC: means over runs of log error.
       precision_BC: 1 / variance of each; 0 leaves a cell out.
-      start_Q: parameters near by; without, the best of many starts.
+      start_BQ: parameters near by; without, the best of many starts.
     """
     y_BC = np.asarray(log_error_BC, float)
     root_BC = np.sqrt(np.broadcast_to(precision_BC, y_BC.shape))
-    if start_Q is not None:
-        return _least_squares(task, y_BC, root_BC, np.tile(start_Q, (len(y_BC), 1)), STEPS)[0]
+    if start_BQ is not None:
+        return _least_squares(task, y_BC, root_BC, start_BQ, STEPS)[0]
     start_KQ = _starts(task)
     many = [np.repeat(x, len(start_KQ), axis=0) for x in (y_BC, root_BC)]
     phi_XQ, cost_X = _least_squares(task, *many, np.tile(start_KQ, (len(y_BC), 1)), FIRST_STEPS)
@@ -302,36 +300,41 @@ def predictive_variance(task: Problem, phi_BQ, precision_BC) -> np.ndarray:
 
 def _least_squares(task: Problem, y_BC, root_BC, phi_BQ, steps: int):
     """Levenberg-Marquardt (Marquardt 1963): (parameters [B, Q], sums of squares [B])."""
-    design = task.design
-    at = (design.source_C, design.pairs_C, design.samples_C)
-
-    def off(phi_BQ):
-        curve_BC = predict(task, phi_BQ, *at)
-        return root_BC * (curve_BC - y_BC), (phi_BQ - task.centre_Q) / task.width_Q
-
-    def cost(phi_BQ):
-        return sum(np.square(part).sum(axis=1) for part in off(phi_BQ))
-
-    cost_B, damping_B = cost(phi_BQ), np.full(len(phi_BQ), 1e-2)
+    phi_BQ, cost_B = phi_BQ.copy(), _cost(task, y_BC, root_BC, phi_BQ)
+    damping_B, going = np.full(len(phi_BQ), 1e-2), np.arange(len(phi_BQ))
     for _ in range(steps):
-        off_BC, prior_BQ = off(phi_BQ)
-        slope_BCQ = root_BC[:, :, None] * slopes(task, phi_BQ)
+        at_BQ, y, root = phi_BQ[going], y_BC[going], root_BC[going]
+        off_BC, prior_BQ = _off(task, y, root, at_BQ)
+        slope_BCQ = root[:, :, None] * slopes(task, at_BQ)
         uphill_BQ = (off_BC[:, None] @ slope_BCQ)[:, 0] + prior_BQ / task.width_Q
         curvature_BQQ = np.swapaxes(slope_BCQ, 1, 2) @ slope_BCQ + np.diag(task.width_Q**-2.0)
         diagonal_BQ = np.diagonal(curvature_BQQ, axis1=1, axis2=2)
-        damped_BQQ = curvature_BQQ + (damping_B[:, None] * diagonal_BQ)[..., None] * np.eye(
-            len(task.centre_Q)
+        damped_BQQ = (
+            curvature_BQQ
+            + np.eye(len(task.centre_Q)) * (damping_B[going, None] * diagonal_BQ)[:, None]
         )
-        tried_BQ = phi_BQ - np.linalg.solve(damped_BQQ, uphill_BQ[..., None])[..., 0]
-        tried_B = cost(tried_BQ)
-        better_B = tried_B < cost_B  # False where it is NaN
-        done = np.all(np.abs(tried_B - cost_B) <= CONVERGED * cost_B)
-        phi_BQ = np.where(better_B[:, None], tried_BQ, phi_BQ)
-        cost_B = np.where(better_B, tried_B, cost_B)
-        damping_B = np.clip(np.where(better_B, damping_B / 5, damping_B * 5), 1e-9, 1e9)
-        if done:
+        tried_BQ = at_BQ - np.linalg.solve(damped_BQQ, uphill_BQ[..., None])[..., 0]
+        tried_B = _cost(task, y, root, tried_BQ)
+        better_B = tried_B < cost_B[going]  # False where it is NaN
+        done_B = np.abs(tried_B - cost_B[going]) <= CONVERGED * cost_B[going]
+        phi_BQ[going[better_B]] = tried_BQ[better_B]
+        cost_B[going[better_B]] = tried_B[better_B]
+        damping_B[going] = np.clip(damping_B[going] * np.where(better_B, 0.2, 5), 1e-9, 1e9)
+        going = going[~done_B]
+        if not len(going):
             break
     return phi_BQ, cost_B
+
+
+def _off(task: Problem, y_BC, root_BC, phi_BQ):
+    """Residuals in standard deviations: of the data [B, C], of the priors [B, Q]."""
+    design = task.design
+    curve_BC = predict(task, phi_BQ, design.source_C, design.pairs_C, design.samples_C)
+    return root_BC * (curve_BC - y_BC), (phi_BQ - task.centre_Q) / task.width_Q
+
+
+def _cost(task: Problem, y_BC, root_BC, phi_BQ) -> np.ndarray:
+    return sum(np.square(part).sum(axis=1) for part in _off(task, y_BC, root_BC, phi_BQ))
 
 
 def _starts(task: Problem) -> np.ndarray:
@@ -360,7 +363,7 @@ def describe(task: Problem, phi_Q: np.ndarray) -> dict[str, dict[str, float]]:
             if task.law.form.needs_worst and name == "A":
                 scale = 1.0  # odds, not an error
             values[name] = float(
-                task.unit[3] / (1 + np.exp(-value)) if name == "E" else scale * np.exp(value)
+                task.unit[2] / (1 + np.exp(-value)) if name == "E" else scale * np.exp(value)
             )
         described[source] = values
     return described

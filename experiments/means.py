@@ -32,8 +32,10 @@ class Items:
         sum_GR = np.zeros((len(groups), len(self.value_RI)))
         np.add.at(sum_GR, group_I, self.value_RI.T)
         rng = np.random.default_rng(seed)
-        share_G = np.full(len(groups), 1 / len(groups))
-        count_DG = rng.multinomial(len(groups), share_G, size=draws)
+        drawn_DG = rng.integers(len(groups), size=(draws, len(groups)))
+        drawn_DG += len(groups) * np.arange(draws)[:, None]
+        count_DG = np.bincount(drawn_DG.ravel(), minlength=drawn_DG.size).astype(float)
+        count_DG = count_DG.reshape(drawn_DG.shape)
         return (count_DG @ sum_GR) / (count_DG @ np.bincount(group_I))[:, None]
 
 

@@ -22,7 +22,14 @@ from experiments.conclusions import number, rate_text
 from experiments.ensemble import REPLICATES
 from experiments.scaling import EXTRAPOLATE, Analysis, Exchange, analyse
 from experiments.tables import (
-    Row, Study, ablations, compare_sources, largest_cell, modalities, read, scores,
+    Row,
+    Study,
+    ablations,
+    compare_sources,
+    largest_cell,
+    modalities,
+    read,
+    scores,
     slices,
 )  # fmt: skip
 from jaxclip.data.record import write_atomically

@@ -130,18 +130,24 @@ def analyse(
 
     Args:
       reference: the source that others are measured in; the first in the alphabet where "".
+      axes: what tells these runs from others of the study.
     """
     design, cell_R = design_of(runs, scores, reference)
     ensemble = fit_all(design, mean(scores, cell_R, scores.log_error), replicates=replicates)
-    samples = most_common_samples(design)
-    grid = Grid(ensemble, samples)
-    exchanges = tuple(grid.exchange(s) for s in range(1, len(design.sources)))
-    crossings = tuple(
-        grid.crossing(i, j) for j in range(len(design.sources)) for i in range(j)
-    )  # fmt: skip
+    return read_off(ensemble, runs, scores, axes or {})
+
+
+def read_off(
+    ensemble: Ensemble, runs: Sequence[Row], scores: Scores, axes: dict[str, str]
+) -> Analysis:
+    design = ensemble.design
+    grid = Grid(ensemble, most_common_samples(design))
+    pairs_of_sources = [(i, j) for j in range(len(design.sources)) for i in range(j)]
     return Analysis(
-        axes=axes or {}, runs=tuple(runs), scores=scores, ensemble=ensemble, samples=samples,
-        reference=design.sources[0], curves=grid.curves(), exchanges=exchanges, crossings=crossings,
+        axes=axes, runs=tuple(runs), scores=scores, ensemble=ensemble, samples=grid.samples,
+        reference=design.sources[0], curves=grid.curves(),
+        exchanges=tuple(grid.exchange(s) for s in range(1, len(design.sources))),
+        crossings=tuple(grid.crossing(i, j) for i, j in pairs_of_sources),
     )  # fmt: skip
 
 

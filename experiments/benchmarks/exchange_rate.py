@@ -11,20 +11,25 @@ ends; `bounds` is the share of intervals with one end. The truth is that of the 
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 
 import numpy as np
 from scipy import optimize
 
 from data_pipelines.options import option, run
 from experiments.benchmarks.simulated_study import (
-    METRIC, Simulated, Truth, broken, floored, saturating,
+    METRIC,
+    Simulated,
+    Truth,
+    broken,
+    floored,
+    saturating,
 )  # fmt: skip
-from experiments.ensemble import REPLICATES
+from experiments.ensemble import REPLICATES, fit_many
 from experiments.means import Items
-from experiments.scaling import Analysis, ExchangeRate, analyse
-from experiments.tables import Scores
+from experiments.scaling import ExchangeRate, design_of, read_off
+from experiments.tables import Row, Scores, mean
 
+TOGETHER = 50  # studies fitted at once
 CASES = {
     "one_shape": Simulated(
         truth={"A": floored(0.5, 0.35, 0.2), "B": floored(0.5, 0.35, 0.2, worth=0.5)},
@@ -90,8 +95,8 @@ def true_rate(reference: Truth, source: Truth, pairs: float, samples: float) -> 
     return math.exp(optimize.brentq(gap, -20.0, 20.0))
 
 
-def draw(simulated: Simulated, seed: int, replicates: int = REPLICATES) -> Analysis:
-    """One study, drawn and analysed."""
+def measured(simulated: Simulated, seed: int) -> tuple[list[Row], Scores]:
+    """Runs and scores of one study."""
     rng = np.random.default_rng(seed)
     wrong_RI, group_I = simulated.wrong(simulated.errors(rng), rng)
     runs = [
@@ -99,21 +104,30 @@ def draw(simulated: Simulated, seed: int, replicates: int = REPLICATES) -> Analy
          "samples_seen": place[2], "seed": place[3]}
         for place in simulated.grid()
     ]  # fmt: skip
-    scores = Scores(
+    return runs, Scores(
         metric=METRIC, value_R=1 - wrong_RI.mean(axis=1), error_R=np.full(len(runs), np.nan),
         items=Items(value_RI=1.0 - wrong_RI, group_I=group_I), higher_is_better=True,
         chance=1 / len(group_I), num_items=len(group_I),
     )  # fmt: skip
-    return analyse(runs, scores, next(iter(simulated.truth)), replicates=replicates)
 
 
-def draws(simulated: Simulated, count: int, **options) -> Iterator[tuple[ExchangeRate, float]]:
+def draws(
+    simulated: Simulated, count: int, replicates: int = REPLICATES
+) -> list[tuple[ExchangeRate, float]]:
     """(the rate quoted, the truth there) of so many studies."""
-    reference, source = simulated.truth.values()
-    for seed in range(count):
-        analysis = draw(simulated, seed, **options)
-        quoted = analysis.exchanges[0].quoted
-        yield quoted, true_rate(reference, source, quoted.pairs, analysis.samples)
+    (first, reference), (_, source) = simulated.truth.items()
+    found = []
+    for start in range(0, count, TOGETHER):
+        studies = [measured(simulated, seed) for seed in range(start, min(start + TOGETHER, count))]
+        places = [design_of(runs, scores, first) for runs, scores in studies]
+        means = [mean(s, c, s.log_error) for (_, s), (_, c) in zip(studies, places, strict=True)]
+        for ensemble, (runs, scores) in zip(
+            fit_many(places[0][0], means, replicates=replicates), studies, strict=True
+        ):
+            analysis = read_off(ensemble, runs, scores, {})
+            quoted = analysis.exchanges[0].quoted
+            found.append((quoted, true_rate(reference, source, quoted.pairs, analysis.samples)))
+    return found
 
 
 def summary(found: list[tuple[ExchangeRate, float]]) -> dict[str, float]:
@@ -143,7 +157,7 @@ def main(options: CoverageOptions) -> None:
         if name not in CASES:
             raise ValueError(f"cases ({name}) must be of {', '.join(CASES)}.")
         start = time.process_time()
-        found = list(draws(CASES[name], options.draws, replicates=options.replicates))
+        found = draws(CASES[name], options.draws, options.replicates)
         s = summary(found)
         print(
             f"{name:24}{s['coverage']:9.1%}{s['off']:8.1%}{s['bias']:+9.3f}{s['width']:8.2f}"
