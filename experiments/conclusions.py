@@ -52,9 +52,9 @@ def answer(exchange: Exchange) -> str:
         return text
     if rate.low > 0:
         return (
-            f"{one} more than {rate.low:.2f} {exchange.source} pairs ({place}; 97.5 % sure): at the "
-            f"most pairs that were trained, {exchange.source} does not reach the reference's error, "
-            "or has flattened out, so the data give no upper bound."
+            f"{one} more than {rate.low:.2f} {exchange.source} pairs ({place}; 97.5 % sure): with "
+            f"the most pairs that were trained, {exchange.source} does not get to the reference's "
+            "error or has flattened out, so the data give no upper bound."
         )
     if math.isfinite(rate.high):
         return (
@@ -145,27 +145,20 @@ def _choose(analysis: Analysis, flops: float, samples: float) -> Choice:
 
 
 def crossing_text(crossing: Crossing) -> str:
-    first, second = crossing.first, crossing.second
+    below, above = crossing.lower_below, crossing.lower_above
     if math.isnan(crossing.low):
-        return f"{crossing.lower_below} has less error than {second if crossing.lower_below == first else first} at every size that both have."
+        return f"{below} has less error at every size that both have."
     unclear = (
         f"between {number(crossing.low)} and {number(crossing.high)} pairs they are not told apart"
     )
-    if (
-        crossing.lower_below
-        and crossing.lower_above
-        and crossing.lower_below != crossing.lower_above
-    ):
+    if below and above and below != above:
         return (
-            f"They cross at {number(crossing.pairs)} pairs: below, {crossing.lower_below} has less "
-            f"error, above {crossing.lower_above}; {unclear}."
+            f"They cross at {number(crossing.pairs)} pairs: below, {below} has less error, above "
+            f"{above}; {unclear}."
         )
-    sides = [
-        f"{name} has less error at the {which} size that both have"
-        for name, which in ((crossing.lower_below, "smallest"), (crossing.lower_above, "largest"))
-        if name
-    ]
-    return f"{'; '.join(sides)}; {unclear}." if sides else f"{unclear[0].upper()}{unclear[1:]}."
+    ends = ((below, "smallest"), (above, "largest"))
+    sides = [f"{name} has less error at the {size} size" for name, size in ends if name]
+    return f"{'; '.join([*sides, unclear])}.".replace("between", "Between", not sides)
 
 
 def unresolved(analysis: Analysis, study: Study) -> list[str]:

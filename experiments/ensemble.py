@@ -148,14 +148,17 @@ def _with_noise(design: Design, means: Means) -> tuple[Means, str]:
     if np.isfinite(means.seed_variance):
         variance = max(means.seed_variance, LEAST_NOISE**2)
         return dataclasses.replace(means, seed_variance=variance), ""
-    task = laws.problem(laws.laws(design)[-1], design)
     guess = dataclasses.replace(means, seed_variance=ASSUMED_NOISE**2, seed_df=1)
-    df = len(means.value_C) - len(task.centre_Q)
-    if df < 1:
+    scatters = []
+    for law in laws.laws(design):
+        task = laws.problem(law, design)
+        df = len(means.value_C) - len(task.centre_Q)
+        off_C = _fit(task, [guess])[0].off_C
+        scatters += [(float(off_C @ off_C / df), df)] if df > 0 else []
+    if not scatters:
         return guess, f"assumed to be {ASSUMED_NOISE:.0%} of the error"
-    off_C = _fit(task, [guess])[0].off_C
-    variance = max(float(off_C @ off_C / df), LEAST_NOISE**2)
-    told = "taken from the scatter around a fit, which also has what the fit misses"
+    variance, df = max(min(scatters), (LEAST_NOISE**2, 1))
+    told = "taken from the scatter around the law that fits best, which may be too little"
     return dataclasses.replace(means, seed_variance=variance, seed_df=df), told
 
 

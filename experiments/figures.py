@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.conclusions import number
+from experiments.laws import has_free_samples
 from experiments.scaling import Analysis, Curve, ExchangeRate
-from experiments.tables import Ablation
+from experiments.tables import Ablation, Row
 from jaxclip.data.record import write_atomically
 
 INK = "#1d2530"
@@ -111,10 +112,7 @@ def curves(analysis: Analysis) -> Figure:
             colour = COLOURS[s % len(COLOURS)]
             _band(axes, curve.pairs_G, curve.low_G, curve.high_G, colour)
             _line(axes, curve, colour)
-            mine = [
-                r for r, run in enumerate(analysis.runs)
-                if run["source"] == curve.source and run["samples_seen"] in (curve.samples, *_tied(analysis))
-            ]  # fmt: skip
+            mine = [r for r, run in enumerate(analysis.runs) if _is_on(run, curve, analysis)]
             axes.plot(
                 [analysis.runs[r]["unique_pairs"] for r in mine], error_R[mine], linestyle="",
                 marker=MARKERS[s % len(MARKERS)], color=colour, markersize=4, alpha=0.8,
@@ -133,12 +131,11 @@ def curves(analysis: Analysis) -> Figure:
     return figure
 
 
-def _tied(analysis: Analysis) -> tuple[float, ...]:
-    """Samples seen of all runs, where they are not an axis of their own."""
-    from experiments.laws import has_free_samples
-
-    design = analysis.ensemble.design
-    return () if has_free_samples(design) else tuple(np.unique(design.samples_C))
+def _is_on(run: Row, curve: Curve, analysis: Analysis) -> bool:
+    """Whether a run is one of those that the curve is of."""
+    is_apart = has_free_samples(analysis.ensemble.design)
+    at = run["samples_seen"] == curve.samples or not is_apart
+    return run["source"] == curve.source and at
 
 
 def _band(axes: Axes, x_G, low_G, high_G, colour: str) -> None:

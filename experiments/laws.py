@@ -19,6 +19,7 @@ import numpy as np
 
 STEPS = 40  # of Levenberg-Marquardt, at most
 FIRST_STEPS = 6  # from each of the starts, before the best goes on
+LONGEST = 2.0  # step of a parameter: all are logs or logits
 CONVERGED = 1e-6  # relative change of the sum of squares
 EXPONENTS, FLOORS = (0.15, 0.6), (-2.0, 0.5)  # STARTS: around the priors' centres
 
@@ -313,7 +314,8 @@ def _least_squares(task: Problem, y_BC, root_BC, phi_BQ, steps: int):
             curvature_BQQ
             + np.eye(len(task.centre_Q)) * (damping_B[going, None] * diagonal_BQ)[:, None]
         )
-        tried_BQ = at_BQ - np.linalg.solve(damped_BQQ, uphill_BQ[..., None])[..., 0]
+        step_BQ = np.linalg.solve(damped_BQQ, uphill_BQ[..., None])[..., 0]
+        tried_BQ = at_BQ - np.clip(step_BQ, -LONGEST, LONGEST)
         tried_B = _cost(task, y, root, tried_BQ)
         better_B = tried_B < cost_B[going]  # False where it is NaN
         done_B = np.abs(tried_B - cost_B[going]) <= CONVERGED * cost_B[going]
@@ -353,7 +355,7 @@ def _starts(task: Problem) -> np.ndarray:
 def describe(task: Problem, phi_Q: np.ndarray) -> dict[str, dict[str, float]]:
     """{source: {"E": .., "A": .., "alpha": ..}}: parameters in natural units.
 
-    A and B are the error lost at the geometric means of pairs and samples; b is the share lost for each e-fold.
+    A and B are the error lost at the geometric means of pairs and samples, b that for each e-fold.
     """
     described = {}
     for source, index_P in zip(task.design.sources, task.index_SP, strict=True):

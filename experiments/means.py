@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -49,14 +49,21 @@ class Means:
     seed_df: int
     items_CC: np.ndarray  # of what all seeds share
     num_groups: int  # of items; 0: not known, items_CC is of the runs' own intervals
+    cell_R: np.ndarray
     deviation_R: np.ndarray  # of each run from its cell, in standard deviations; NaN: no other
-    equal_p: float  # Bartlett's test of equal variances; NaN: not tested
 
     def interval(self, weight_C: np.ndarray) -> tuple[float, float, float]:
         """(value, low, high) of sum(weight_C * value_C), at LEVEL."""
         value = float(weight_C @ self.value_C)
         half = half_width(*self.variances(weight_C), self)
         return value, value - half, value + half
+
+    @property
+    def equal_p(self) -> float:
+        """p of equal variances in all cells, by Bartlett's test; NaN: no two have seeds to tell."""
+        of_cells = [self.deviation_R[self.cell_R == c] for c in range(len(self.runs_C))]
+        told = [of_cell for of_cell in of_cells if len(of_cell) > 1 and np.ptp(of_cell) > 0]
+        return float(stats.bartlett(*told).pvalue) if len(told) > 1 else np.nan
 
     def variances(self, weight_C: np.ndarray) -> tuple[float, float]:
         """Variance by seeds, by items."""
@@ -76,7 +83,7 @@ def half_width(seeds, items, means: Means, certain=0.0):
     spent = np.square(seeds) / df_seeds + np.square(items) / df_items
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(spent > 0, total**2 / spent, 1e9)
-    return stats.t.ppf((1 + LEVEL) / 2, np.minimum(df, 1e9)) * np.sqrt(total)
+    return special.stdtrit(np.minimum(df, 1e9), (1 + LEVEL) / 2) * np.sqrt(total)
 
 
 def average(
@@ -116,8 +123,7 @@ def average(
         items_CC = np.diag(average_CR**2 @ np.nan_to_num(error_R) ** 2)
     return Means(
         value_C=value_C, runs_C=runs_C, seed_variance=variance, seed_df=df, items_CC=items_CC,
-        num_groups=num_groups, deviation_R=np.where(alone_R, np.nan, deviation_R),
-        equal_p=_equal(y_R, cell_R),
+        num_groups=num_groups, cell_R=cell_R, deviation_R=np.where(alone_R, np.nan, deviation_R),
     )  # fmt: skip
 
 
@@ -137,10 +143,3 @@ def _shared(y_DR: np.ndarray, cell_R: np.ndarray, average_CR: np.ndarray) -> np.
     own = np.square(own_DR).sum() / (len(y_DR) - 1) / df
     value_C, vector_CC = np.linalg.eigh(total_CC - np.diag(own / runs_C))
     return (vector_CC * np.maximum(value_C, 0)) @ vector_CC.T
-
-
-def _equal(y_R: np.ndarray, cell_R: np.ndarray) -> float:
-    """p of equal variances in all cells."""
-    groups = [y_R[cell_R == c] for c in range(cell_R.max() + 1)]
-    groups = [group for group in groups if len(group) > 1 and np.ptp(group) > 0]
-    return float(stats.bartlett(*groups).pvalue) if len(groups) > 1 else np.nan

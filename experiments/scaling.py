@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.ensemble import REPLICATES, Ensemble, fit_all
 from experiments.laws import Design, has_free_samples
-from experiments.tables import Row, Scores, mean
+from experiments.tables import Row, Scores, mean_log_error
 
 EXTRAPOLATE = 2.0
 GRID = 61
@@ -133,7 +133,7 @@ def analyse(
       axes: what tells these runs from others of the study.
     """
     design, cell_R = design_of(runs, scores, reference)
-    ensemble = fit_all(design, mean(scores, cell_R, scores.log_error), replicates=replicates)
+    ensemble = fit_all(design, mean_log_error(scores, cell_R), replicates=replicates)
     return read_off(ensemble, runs, scores, axes or {})
 
 
@@ -227,8 +227,8 @@ class Grid:
         low, high = min(np.exp(low), last), max(np.exp(high), first)
         pairs = self.pairs_G[g]
         return ExchangeRate(
-            source=self.design.sources[source], reference=self.design.sources[0], pairs=float(pairs),
-            value=float(np.exp(value) / pairs), low=float(low / pairs), high=float(high / pairs),
+            source=self.design.sources[source], reference=self.design.sources[0],
+            pairs=float(pairs), value=float(np.exp(value) / pairs), low=float(low / pairs), high=float(high / pairs),
             extrapolated=bool(beyond),
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ A metric is named TASK/METRIC. Shape letters: R runs, C cells, I items.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -209,9 +209,15 @@ class Compared:
     runs: tuple[int, ...]
 
 
-def mean(found: Scores, cell_R: np.ndarray, transform: Callable = np.asarray) -> Means:
+def mean(found: Scores, cell_R: np.ndarray) -> Means:
+    """Of the metric itself."""
+    return average(found.value_R, cell_R, items=found.items, error_R=found.error_R)
+
+
+def mean_log_error(found: Scores, cell_R: np.ndarray) -> Means:
+    relative_R = found.error_R / found.to_error(found.value_R)
     return average(
-        found.value_R, cell_R, items=found.items, error_R=found.error_R, transform=transform
+        found.value_R, cell_R, items=found.items, error_R=relative_R, transform=found.log_error
     )
 
 

@@ -27,7 +27,7 @@ from experiments.benchmarks.simulated_study import (
 from experiments.ensemble import REPLICATES, fit_many
 from experiments.means import Items
 from experiments.scaling import ExchangeRate, design_of, read_off
-from experiments.tables import Row, Scores, mean
+from experiments.tables import Row, Scores, mean_log_error
 
 TOGETHER = 50  # studies fitted at once
 CASES = {
@@ -120,7 +120,7 @@ def draws(
     for start in range(0, count, TOGETHER):
         studies = [measured(simulated, seed) for seed in range(start, min(start + TOGETHER, count))]
         places = [design_of(runs, scores, first) for runs, scores in studies]
-        means = [mean(s, c, s.log_error) for (_, s), (_, c) in zip(studies, places, strict=True)]
+        means = [mean_log_error(s, c) for (_, s), (_, c) in zip(studies, places, strict=True)]
         for ensemble, (runs, scores) in zip(
             fit_many(places[0][0], means, replicates=replicates), studies, strict=True
         ):

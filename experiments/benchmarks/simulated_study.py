@@ -75,7 +75,7 @@ class Simulated:
         grid = self.grid()
         true_R = [self.truth[source](np.float64(n), np.float64(s)) for source, n, s, _ in grid]
         place_R = np.array([np.log(n / min(self.pairs)) for _, n, _, _ in grid])
-        sd_R = self.noise * self.noise_at_largest ** (place_R / place_R.max())
+        sd_R = self.noise * self.noise_at_largest ** (place_R / max(place_R.max(), 1e-9))
         if np.isfinite(self.tails):  # of the same variance
             sd_R /= np.sqrt(self.tails / (self.tails - 2))
         draw_R = (
@@ -112,8 +112,9 @@ def write(simulated: Simulated, workdir: epath.PathLike, about: dict, seed: int 
                 "run_id": run_id, "design": "simulated", "source": source, "unique_pairs": pairs,
                 "samples_seen": samples, "model": "none", "loss": "none", "seed": of_seed,
                 "variant": "", "epochs": samples / pairs, "flops": 1e9 * samples, "seconds": 1.0,
-                "overlap_share": None, "status": "done", "config_hash": f"{zlib.crc32(run_id.encode()):08x}",
-                "data_hash": f"{zlib.crc32(source.encode()):08x}", "command": "simulated",
+                "overlap_share": None, "status": "done", "command": "simulated",
+                "config_hash": f"{zlib.crc32(run_id.encode()):08x}",
+                "data_hash": f"{zlib.crc32(source.encode()):08x}",
             }
         )  # fmt: skip
         right, half = 1 - wrong_I.mean(), 1.96 * wrong_I.std() / len(wrong_I) ** 0.5
@@ -147,9 +148,9 @@ def write(simulated: Simulated, workdir: epath.PathLike, about: dict, seed: int 
 
 SHOWN = Simulated(
     truth={
-        "clean": floored(0.62, 0.35, 0.2),
-        "repeated": floored(0.62, 0.35, 0.2, worth=1 / 3),
-        "mismatched": floored(0.80, 0.20, 0.45, worth=1 / 2),
+        "clean": saturating(0.5, 0.6, 0.2),
+        "repeated": saturating(0.5, 0.6, 0.2, worth=1 / 3),
+        "mismatched": saturating(0.7, 0.5, 0.4),
     },
     pairs=(2_500, 5_000, 10_000, 20_000, 40_000),
 )

@@ -76,7 +76,7 @@ def test_a_source_that_never_gets_there_has_a_bound():
 
 
 def test_curves_that_cross():
-    truth = {"a": floored(0.5, 0.5, 0.3), "b": floored(0.5, 0.2, 0.05)}
+    truth = {"a": floored(0.5, 0.6, 0.35), "b": floored(0.5, 0.3, 0.05)}
     (crossing,) = analysis(truth, (2_500, 5_000, 10_000, 20_000, 40_000)).crossings
     a, b = truth.values()
     sizes = np.geomspace(2_500, 40_000, 2_000)
