@@ -19,6 +19,8 @@ def number(value: float) -> str:
     """1234567 -> "1.23M", 0.04567 -> "0.0457"."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "unknown"
+    if abs(value) >= 1e15:
+        return f"{value:.3g}".replace("e+", "e")
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
@@ -148,9 +150,9 @@ def crossing_text(crossing: Crossing) -> str:
     below, above = crossing.lower_below, crossing.lower_above
     if math.isnan(crossing.low):
         return f"{below} has less error at every size that both have."
-    unclear = (
-        f"between {number(crossing.low)} and {number(crossing.high)} pairs they are not told apart"
-    )
+    low, high = number(crossing.low), number(crossing.high)
+    where = f"at {low}" if low == high else f"between {low} and {high}"
+    unclear = f"{where} pairs they are not told apart"
     if below and above and below != above:
         return (
             f"They cross at {number(crossing.pairs)} pairs: below, {below} has less error, above "
@@ -158,7 +160,9 @@ def crossing_text(crossing: Crossing) -> str:
         )
     ends = ((below, "smallest"), (above, "largest"))
     sides = [f"{name} has less error at the {size} size" for name, size in ends if name]
-    return f"{'; '.join([*sides, unclear])}.".replace("between", "Between", not sides)
+    if not sides:
+        return f"{unclear[0].upper()}{unclear[1:]}."
+    return f"{'; '.join([*sides, unclear])}."
 
 
 def unresolved(analysis: Analysis, study: Study) -> list[str]:

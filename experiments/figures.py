@@ -33,7 +33,8 @@ STYLE = {
     "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "savefig.transparent": True, "svg.hashsalt": "jaxclip",
 }  # fmt: skip
-WIDTH, HEIGHT = 6.4, 3.7  # inches
+WIDTH, HEIGHT = 6.6, 3.6  # inches
+ROOM = {"left": 0.1, "right": 0.85, "top": 0.97, "bottom": 0.135}  # right: for the names
 
 
 def save(figure: Figure, directory: epath.Path, name: str) -> str:
@@ -42,7 +43,7 @@ def save(figure: Figure, directory: epath.Path, name: str) -> str:
     for kind, about in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=about)
+            figure.savefig(buffer, format=kind, metadata=about)
         write_atomically(directory / f"{name}.{kind}", buffer.getvalue())
         texts[kind] = buffer.getvalue()
     return inline(texts["svg"].decode(), name)
@@ -70,6 +71,7 @@ def inline(svg: str, name: str) -> str:
 def _axes() -> tuple[Figure, Axes]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT))
+        figure.subplots_adjust(**ROOM)
         return figure, figure.add_subplot()
 
 
@@ -156,54 +158,29 @@ def _line(axes: Axes, curve: Curve, colour: str) -> None:
 def exchange(analysis: Analysis, planted: dict[str, tuple[float, float]]) -> Figure:
     """The exchange rate along the reference's sizes."""
     figure, axes = _axes()
-    reference, limits, ends = analysis.reference, [1.0], []
-    sources = list(analysis.ensemble.design.sources)
+    sources, limits, ends = list(analysis.ensemble.design.sources), [0.8, 1.5], []
+    colours = {source: COLOURS[s % len(COLOURS)] for s, source in enumerate(sources)}
+    shown = {source: limit for source, limit in planted.items() if source in sources}
     with matplotlib.rc_context(STYLE):
         for found in analysis.exchanges:
-            place = sources.index(found.source)
-            colour = COLOURS[place % len(COLOURS)]
-            known = [r for r in found.curve if math.isfinite(r.value)]
-            limits += [x for r in found.curve for x in (r.value, r.low, r.high) if 0 < x < math.inf]
-            limits += [x for x in planted.get(found.source, ()) if math.isfinite(x)]
-            if known:
-                ends.append((known[-1].pairs, known[-1].value, found.source, colour))
-            else:
-                ends.append(
-                    (
-                        found.quoted.pairs,
-                        found.quoted.low or found.quoted.high,
-                        found.source,
-                        colour,
-                    )
-                )
-        low, high = min(limits) / 1.15, max(limits) * 1.25
-        low, high = min(low, 0.7), max(high, 1.5)
-        for found in analysis.exchanges:
-            place = sources.index(found.source)
-            _rates(axes, found.curve, COLOURS[place % len(COLOURS)], low, high)
+            limits += _rates(axes, found.curve, colours[found.source])
+            last = [r for r in found.curve if math.isfinite(r.value) and r.is_bounded]
+            last = last[-1] if last else found.quoted
+            end = next(x for x in (last.value, last.low or last.high, 1) if math.isfinite(x))
+            ends.append((last.pairs, end, found.source, colours[found.source]))
+        limits += [limit for pair in shown.values() for limit in pair if math.isfinite(limit)]
+        low, high = min(limits) / 1.1, max(limits) * 1.15
+        for source, (least, most) in shown.items():
+            _planted(axes, least, min(most, high), math.isinf(most), colours[source])
         axes.axhline(1, color=INK, linewidth=0.6)
         axes.annotate(
             "one for one", (0.005, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
         )
-        for source, (least, most) in planted.items():
-            if source in sources:
-                colour = COLOURS[sources.index(source) % len(COLOURS)]
-                text = f"planted {number(least)}" + (
-                    ""
-                    if most == least
-                    else " or more"
-                    if math.isinf(most)
-                    else f" to {number(most)}"
-                )
-                axes.axhspan(least, min(most, high), color=colour, alpha=0.07, linewidth=0)
-                axes.axhline(least, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
-                axes.annotate(
-                    text, (0.995, least), xycoords=("axes fraction", "data"), va="bottom",
-                    ha="right", fontsize=8, color=colour,
-                )  # fmt: skip
+        sizes = [rate.pairs for found in analysis.exchanges for rate in found.curve]
         axes.set(
-            xscale="log", yscale="log", ylim=(low, high), xlabel=f"unique pairs of {reference}",
-            ylabel=f"pairs that one {reference} pair is worth",
+            xscale="log", yscale="log", ylim=(low, high), xlim=(min(sizes), max(sizes)),
+            xlabel=f"unique pairs of {analysis.reference}",
+            ylabel=f"pairs that one {analysis.reference} pair is worth",
         )  # fmt: skip
         _log_axis(axes.yaxis, low, high)
         _log_axis(axes.xaxis, *axes.get_xlim())
@@ -211,29 +188,50 @@ def exchange(analysis: Analysis, planted: dict[str, tuple[float, float]]) -> Fig
     return figure
 
 
-def _rates(axes: Axes, curve: Sequence[ExchangeRate], colour: str, low: float, high: float) -> None:
-    """Line and band; where there is no upper bound the band reaches the top, fading by its edge."""
-    pairs = np.array([rate.pairs for rate in curve])
-    value = np.array([rate.value for rate in curve])
+def _rates(axes: Axes, curve: Sequence[ExchangeRate], colour: str) -> list[float]:
+    """Line and band where there is an interval, else its one bound, with arrows; what is shown."""
+    pairs, value, low, high = np.array([(r.pairs, r.value, r.low, r.high) for r in curve]).T
     beyond = np.array([rate.extrapolated for rate in curve])
-    bottom = np.array([max(rate.low, low) for rate in curve])
-    top = np.array([min(rate.high, high) for rate in curve])
-    _band(axes, pairs, bottom, top, colour)
-    axes.plot(pairs, np.where(beyond, np.nan, value), color=colour, linewidth=1.6)
-    axes.plot(pairs, value, ":", color=colour, linewidth=1.2)
-    open_top = np.flatnonzero([math.isinf(rate.high) and rate.low > 0 for rate in curve])
-    for i in open_top[:: max(len(open_top) // 4, 1)]:
-        axes.annotate(
-            "", (pairs[i], bottom[i] * (high / bottom[i]) ** 0.35), xytext=(pairs[i], bottom[i]),
-            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.9},
-        )  # fmt: skip
+    bounded = np.array([rate.is_bounded and math.isfinite(rate.value) for rate in curve])
+    axes.fill_between(pairs, low, high, where=bounded, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(pairs, np.where(beyond | ~bounded, np.nan, value), color=colour, linewidth=1.6)
+    axes.plot(pairs, np.where(bounded, value, np.nan), ":", color=colour, linewidth=1.2)
+    for bound, is_one, away in (
+        (low, ~bounded & (low > 0), 1.25),
+        (high, ~bounded & (low <= 0) & np.isfinite(high), 1 / 1.25),
+    ):
+        axes.plot(pairs, np.where(is_one, bound, np.nan), "--", color=colour, linewidth=0.8)
+        places = np.flatnonzero(is_one)
+        for i in places[:: max(len(places) // 4, 1)]:
+            axes.annotate(
+                "", (pairs[i], bound[i] * away), xytext=(pairs[i], bound[i]),
+                arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.9},
+            )  # fmt: skip
+    shown = [*low[bounded], *high[bounded], *low[~bounded & (low > 0)] * 1.3]
+    return [*shown, *high[~bounded & (low <= 0) & np.isfinite(high)]]
+
+
+def _planted(axes: Axes, low: float, high: float, is_open: bool, colour: str) -> None:
+    text = f"planted: {number(low)}"
+    if is_open:
+        text = f"planted: at least {number(low)}"
+    elif high > low:
+        text += f" to {number(high)}"
+    axes.axhspan(low, high, color=colour, alpha=0.06, linewidth=0)
+    axes.axhline(low, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.annotate(
+        text, (0.995, low), xycoords=("axes fraction", "data"), va="bottom", ha="right",
+        fontsize=8, color=colour,
+    )  # fmt: skip
 
 
 def ablations(found: Sequence[Ablation], metric: str) -> Figure:
     """Each variant's difference from its base, with its interval."""
     ordered = sorted(found, key=lambda a: a.value)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + 0.3 * len(ordered)))
+        height = 0.7 + 0.3 * len(ordered)
+        figure = Figure(figsize=(WIDTH, height))
+        figure.subplots_adjust(left=0.28, right=0.78, top=1 - 0.08 / height, bottom=0.5 / height)
         axes = figure.add_subplot()
         for y, a in enumerate(ordered):
             colour = {"better": GOOD, "worse": BAD}.get(a.verdict, NEITHER)
@@ -245,8 +243,12 @@ def ablations(found: Sequence[Ablation], metric: str) -> Figure:
                 va="center", fontsize=8, annotation_clip=False,
             )  # fmt: skip
         axes.axvline(0, color=INK, linewidth=0.6)
-        axes.set_yticks(range(len(ordered)), [a.variant for a in ordered])
+        axes.set_yticks(range(len(ordered)), [_short(a.variant) for a in ordered])
         axes.set(xlabel=f"{metric}: variant less base", ylim=(-0.6, len(ordered) - 0.4))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _short(name: str, most: int = 30) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 from etils import epath
 
@@ -71,7 +72,7 @@ def write(
         autoescape=lambda name: ".html" in (name or ""),
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "cell": _cell, "interval": _interval, "rate": rate_text,
+        "number": number, "cell": _cell, "interval": _interval, "stacked": _stacked, "rate": rate_text,
         "answer": conclusions.answer, "named": lambda row: (row.metric, row),
     }  # fmt: skip
     page = directory / "index.html"
@@ -276,6 +277,13 @@ def _interval(found: Sequence[float] | None, signed: bool = False) -> str:
         return ""
     value, low, high = (f"{x:+.3f}" if signed else f"{x:.3f}" for x in found)
     return value if low == high == value or "nan" in low else f"{value} ({low} to {high})"
+
+
+def _stacked(found: Sequence[float], signed: bool = False) -> markupsafe.Markup:
+    """The same, with the interval below the value."""
+    value, _, interval = _interval(found, signed).partition(" (")
+    below = f"<small>{interval.removesuffix(')')}</small>" if interval else ""
+    return markupsafe.Markup(value + below)
 
 
 def main(options: ReportOptions) -> None:

@@ -228,8 +228,8 @@ class Grid:
         pairs = self.pairs_G[g]
         return ExchangeRate(
             source=self.design.sources[source], reference=self.design.sources[0],
-            pairs=float(pairs), value=float(np.exp(value) / pairs), low=float(low / pairs), high=float(high / pairs),
-            extrapolated=bool(beyond),
+            pairs=float(pairs), value=float(np.exp(value) / pairs), low=float(low / pairs),
+            high=float(high / pairs), extrapolated=bool(beyond),
         )  # fmt: skip
 
     def _by_law(self, source: int, g: int, allowed: np.ndarray):

@@ -17,7 +17,7 @@ def test_a_literal_average():
 
 
 def test_intervals_of_two_seeds_cover():
-    """2,000 draws: the share has a standard error of half a percent; a normal quantile gives 92 %."""
+    """2,000 draws: the share's standard error is half a percent. A normal quantile gives 92 %."""
     rng, cell_R, held = np.random.default_rng(0), np.repeat(np.arange(6), 2), 0
     for _ in range(2000):
         _, low, high = average(rng.standard_normal(12), cell_R).interval(np.eye(6)[0])

@@ -67,7 +67,7 @@ def test_the_other_reference_has_the_inverse_rate():
 
 
 def test_a_source_that_never_gets_there_has_a_bound():
-    truth = {"a": floored(0.5, 0.35, 0.1), "b": floored(0.75, 0.3, 0.6)}
+    truth = {"a": floored(0.5, 0.35, 0.1), "b": floored(0.9, 0.3, 0.85)}
     (exchange,) = analysis(truth, SIZES).exchanges
     rate = exchange.quoted
     assert math.isinf(rate.high) and math.isnan(rate.value)
