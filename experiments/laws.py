@@ -64,11 +64,12 @@ class Form:
 
 
 def _log_sum(x, y):
-    """log(e^x + e^y), of complex numbers too."""
+    """log(e^x + e^y); of complex numbers to first order in the imaginary parts, which are steps."""
+    total = np.logaddexp(np.real(x), np.real(y))
     if not (np.iscomplexobj(x) or np.iscomplexobj(y)):
-        return np.logaddexp(x, y)
-    most = np.maximum(np.real(x), np.real(y))
-    return most + np.log(np.exp(x - most) + np.exp(y - most))
+        return total
+    share = np.exp(np.real(x) - total)
+    return total + 1j * (share * np.imag(x) + (1 - share) * np.imag(y))
 
 
 def _log_sigmoid(x):

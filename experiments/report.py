@@ -72,8 +72,8 @@ def write(
         autoescape=lambda name: ".html" in (name or ""),
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "cell": _cell, "interval": _interval, "stacked": _stacked, "rate": rate_text,
-        "answer": conclusions.answer, "named": lambda row: (row.metric, row),
+        "number": number, "cell": _cell, "interval": _interval, "stacked": _stacked,
+        "rate": rate_text, "answer": conclusions.answer, "named": lambda row: (row.metric, row),
     }  # fmt: skip
     page = directory / "index.html"
     for name, file in (("report.html.jinja", page), ("report.md.jinja", directory / "report.md")):
@@ -223,11 +223,8 @@ def _noise(main: Analysis) -> str:
         f"{e.source}: {e.shares[0]:.0%} seeds, {e.shares[1]:.0%} items, {e.shares[2]:.0%} laws"
         for e in main.exchanges
     ]
-    return (
-        f"{text} Of the variance of the quoted rate, by cause: {'; '.join(parts)}."
-        if parts
-        else text
-    )
+    said = f" Of the variance of the quoted rate, by cause: {'; '.join(parts)}."
+    return text + said * bool(parts)
 
 
 def _columns(runs: Sequence[Row]) -> dict[str, Any]:
