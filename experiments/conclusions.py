@@ -77,7 +77,7 @@ def agrees(rate: ExchangeRate, planted: tuple[float, float]) -> bool:
 def planted(study: Study) -> dict[str, tuple[float, float]]:
     """{source: (low, high)} of study.json; a high of null: at least low."""
     return {
-        source: (float(low), math.inf if high is None else float(high))
+        source: (float(low or 0), math.inf if high is None else float(high))
         for source, (low, high) in (study.about.get("planted") or {}).items()
     }
 

@@ -27,7 +27,9 @@ from experiments.tables import (
     Study,
     ablations,
     compare_sources,
+    is_usable,
     largest_cell,
+    metric_name,
     modalities,
     read,
     scores,
@@ -125,7 +127,10 @@ def _context(
     done = [one for _, runs in slices(study.done)[:1] for one in runs]
     at = largest_cell(done)
     reference = main.reference if main else reference or (at[0]["source"] if at else "")
-    tasks = [compare_sources(study, at, name, reference) for name in _shares(study)] if at else []
+    complete, partial = _metrics(study, at)
+    tasks = [compare_sources(study, at, name, reference) for name in complete]
+    if partial:
+        notes = [*notes, f"Not every run was scored on {', '.join(partial)}: not in the table."]
     by_modality = [
         (name, compare_sources(study, at, metric, reference, name)) for name in modalities(study)
     ] if at else []  # fmt: skip
@@ -153,14 +158,15 @@ def _context(
     }  # fmt: skip
 
 
-def _shares(study: Study) -> list[str]:
-    """Metrics that are shares or errors of finite value, which the table can hold."""
-    bad = {
-        f"{row['task']}/{row['metric']}" for row in study.results
-        if row["value"] is None or not math.isfinite(row["value"]) or row["value"] < 0
-        or (row["higher_is_better"] and row["value"] > 1)
-    }  # fmt: skip
-    return [name for name in study.metrics if name not in bad]
+def _metrics(study: Study, runs: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Metrics that all `runs` have a usable value of, and those that only some have."""
+    wanted = {run["run_id"] for run in runs}
+    of_metric: dict[str, set[str]] = {}
+    for row in study.results:
+        if row["run_id"] in wanted and is_usable(row):
+            of_metric.setdefault(metric_name(row), set()).add(row["run_id"])
+    complete = sorted(name for name, found in of_metric.items() if found == wanted)
+    return complete, sorted(set(of_metric) - set(complete))
 
 
 def _planted(main: Analysis | None, truth: dict[str, tuple[float, float]]) -> list[Row]:

@@ -121,6 +121,12 @@ class Scores:
         return f"1 - {self.metric}" if self.higher_is_better else self.metric
 
 
+def is_usable(row: Row) -> bool:
+    """Whether a result is a share, or an error from 0 up."""
+    value = _number(row["value"])
+    return value >= 0 and value < math.inf and (value <= 1 or not row["higher_is_better"])
+
+
 def scores(study: Study, runs: Sequence[Row], metric: str, modality: str = "") -> Scores:
     """A metric of `runs`; of one modality's items alone, if one is named.
 
@@ -138,16 +144,22 @@ def scores(study: Study, runs: Sequence[Row], metric: str, modality: str = "") -
         )
     rows = [of_run[run["run_id"]] for run in runs]
     value_R = np.array([row["value"] for row in rows], float)
-    higher = bool(rows[0]["higher_is_better"])
-    if not np.isfinite(value_R).all() or (value_R < 0).any() or (higher and (value_R > 1).any()):
+    if not all(is_usable(row) for row in rows):
         raise ValueError(f"{metric} must be from 0 to 1, or an error above 0. Choose another one.")
     items = _items(study, rows, modality)
-    if modality and items is not None:
-        value_R = items.value_RI.mean(axis=1)
+    if items is not None:
+        mean_R = items.value_RI.mean(axis=1)
+        if not modality and (off_R := np.abs(mean_R - value_R)).max() > 1e-4:
+            r = off_R.argmax()
+            raise ValueError(
+                f"items of {rows[r]['run_id']} have the mean {mean_R[r]:.4f}, and its {metric} is "
+                f"{value_R[r]:.4f}. Collect the runs again."
+            )
+        value_R = mean_R
     width_R = np.array([_number(row["high"]) - _number(row["low"]) for row in rows])
     return Scores(
         metric=metric, value_R=value_R, error_R=width_R / (2 * 1.96), items=items,
-        higher_is_better=higher, chance=_number(rows[0]["chance"]),
+        higher_is_better=bool(rows[0]["higher_is_better"]), chance=_number(rows[0]["chance"]),
         num_items=int(rows[0]["items"] or 0),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import subprocess
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
@@ -159,6 +160,10 @@ def test_mistakes_are_named(studied, tmp_path):
     pq.write_table(items.slice(5), copy / "items.parquet")
     with pytest.raises(ValueError, match="clean-2500-1000000-0 lacks 5 of 400 items"):
         report.write(copy)
+    doubled = items.set_column(3, "value", pa.compute.multiply(items["value"], 0.5))
+    pq.write_table(doubled, copy / "items.parquet")
+    with pytest.raises(ValueError, match=r"have the mean 0.3412, and its .* is 0.6825"):
+        report.write(copy)
     (copy / "items.parquet").unlink()
     results = pq.read_table(copy / "results.parquet")
     pq.write_table(results.slice(1), copy / "results.parquet")
@@ -185,6 +190,25 @@ def test_one_size_is_compared_and_no_curve_is_drawn(tmp_path):
     assert "cannot be concluded: no source was trained at two sizes" in page.text
     assert "trained at one size only" in page.text
     assert "repeated less clean" in page.text
+
+
+def test_sets_of_runs_that_differ_otherwise_are_apart(tmp_path):
+    """Two models: each has its own curves; a metric of one run alone is named and left out."""
+    simulated_study.write(SMALL, tmp_path, SHOWN_ABOUT)
+    for table in ("runs", "results", "items"):
+        rows = pq.read_table(tmp_path / f"{table}.parquet").to_pylist()
+        small = [row | {"run_id": f"small-{row['run_id']}"} for row in rows]
+        if table == "runs":
+            small = [row | {"model": "small"} for row in small if row["seed"] < 2]
+        add(tmp_path, table, small)
+    at = {"run_id": "clean-40000-1000000-0", "metric": "lonely"}
+    result = pq.read_table(tmp_path / "results.parquet").to_pylist()[0]
+    add(tmp_path, "results", [result | at])
+    page = Page(report.write(tmp_path, replicates=50))
+    assert "The same with model small" in page.text
+    assert "Not every run was scored on simulated/test/lonely" in page.text
+    found = tables.slices(tables.read(tmp_path).done)
+    assert [(axes["model"], len(runs)) for axes, runs in found] == [("none", 27), ("small", 18)]
 
 
 def test_numbers_as_people_write_them():
