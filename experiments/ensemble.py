@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import laws
+from experiments import fitting, laws
 from experiments.laws import Design, Law
 from experiments.means import Means, half_width
 
@@ -27,7 +27,7 @@ ASSUMED_NOISE = 0.02  # of log error, where neither seeds nor the fit's scatter 
 class Fitted:
     """A law, fitted."""
 
-    task: laws.Problem
+    task: fitting.Problem
     phi_Q: np.ndarray
     off_C: np.ndarray  # log error of each cell's mean, measured less fitted
     held_out_C: np.ndarray  # the same, with that cell left out
@@ -77,11 +77,11 @@ class Ensemble:
         at = [np.ravel(x) for x in np.broadcast_arrays(source_X, pairs_X, samples_X)]
         used = [fitted for fitted in self.fitted if fitted.weight]
         weight_K = np.array([fitted.weight for fitted in used])
-        value_KX = np.array([laws.predict(f.task, f.phi_Q[None], *at)[0] for f in used])
+        value_KX = np.array([fitting.predict(f.task, f.phi_Q[None], *at)[0] for f in used])
         value_X = weight_K @ value_KX
         seeds_XX, items_XX = (
             sum(
-                f.weight * _covariance(laws.predict(f.task, phi_RQ, *at) - value_KX[k])
+                f.weight * _covariance(fitting.predict(f.task, phi_RQ, *at) - value_KX[k])
                 for k, f in enumerate(used)
                 if (phi_RQ := f.seeds_RQ if cause == "seeds" else f.items_RQ) is not None
             )
@@ -117,7 +117,7 @@ def fit_many(
     """fit_all of several studies of one design, together: what takes time is done once for all."""
     told = [_with_noise(design, means) for means in studies]
     studies = [means for means, _ in told]
-    of_laws = [_fit(laws.problem(law, design), studies) for law in laws.laws(design)]
+    of_laws = [_fit(fitting.problem(law, design), studies) for law in laws.laws(design)]
     by_study = []
     for d in range(len(studies)):
         rng = np.random.default_rng(seed)
@@ -151,7 +151,7 @@ def _with_noise(design: Design, means: Means) -> tuple[Means, str]:
     guess = dataclasses.replace(means, seed_variance=ASSUMED_NOISE**2, seed_df=1)
     scatters = []
     for law in laws.laws(design):
-        task = laws.problem(law, design)
+        task = fitting.problem(law, design)
         df = len(means.value_C) - len(task.centre_Q)
         off_C = _fit(task, [guess])[0].off_C
         scatters += [(float(off_C @ off_C / df), df)] if df > 0 else []
@@ -162,16 +162,16 @@ def _with_noise(design: Design, means: Means) -> tuple[Means, str]:
     return dataclasses.replace(means, seed_variance=variance, seed_df=df), told
 
 
-def _fit(task: laws.Problem, studies: Sequence[Means]) -> list[Fitted]:
+def _fit(task: fitting.Problem, studies: Sequence[Means]) -> list[Fitted]:
     """The fit of each study to all cells and, with each cell left out, what it says of that one."""
     design, cells = task.design, len(task.design.source_C)
     y_DC = np.array([means.value_C for means in studies])
     precision_DC = np.array([_precision(means) for means in studies])
     kept_XC = np.concatenate([np.ones((1, cells)), 1 - np.eye(cells)])
     precision_BC = (precision_DC[:, None] * kept_XC).reshape(-1, cells)
-    phi_BQ = laws.fit(task, np.repeat(y_DC, cells + 1, axis=0), precision_BC)
-    curve_BC = laws.predict(task, phi_BQ, design.source_C, design.pairs_C, design.samples_C)
-    variance_BC = laws.predictive_variance(task, phi_BQ, precision_BC)
+    phi_BQ = fitting.fit(task, np.repeat(y_DC, cells + 1, axis=0), precision_BC)
+    curve_BC = fitting.predict(task, phi_BQ, design.source_C, design.pairs_C, design.samples_C)
+    variance_BC = fitting.predictive_variance(task, phi_BQ, precision_BC)
     shape = (len(studies), cells + 1, -1)
     fitted = []
     for means, phi_XQ, curve_XC, variance_XC in zip(
@@ -219,7 +219,7 @@ def _replicate(
             precision_BC.append(np.broadcast_to(_precision(means), y_BC[-1].shape))
             start_BQ.append(np.broadcast_to(f.phi_Q, (replicates, len(f.phi_Q))))
         data = [np.concatenate(x) for x in (y_BC, precision_BC, start_BQ)]
-        phi_DRQ = laws.fit(fitted[0].task, *data).reshape(len(mine), replicates, -1)
+        phi_DRQ = fitting.fit(fitted[0].task, *data).reshape(len(mine), replicates, -1)
         for d, phi_RQ in zip(mine, phi_DRQ, strict=True):
             found[d] = dataclasses.replace(found[d], **{cause: phi_RQ})
     return found

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.options import option, run
-from experiments import conclusions, figures, laws
+from experiments import conclusions, figures, fitting
 from experiments.conclusions import number, rate_text
 from experiments.ensemble import REPLICATES
 from experiments.scaling import EXTRAPOLATE, Analysis, Exchange, analyse
@@ -194,7 +194,7 @@ def _spread(exchange: Exchange) -> list:
 
 def _parameters(main: Analysis) -> list[tuple[str, dict[str, float]]]:
     best = main.ensemble.fitted[0]
-    return list(laws.describe(best.task, best.phi_Q).items())
+    return list(fitting.describe(best.task, best.phi_Q).items())
 
 
 def _held_out(main: Analysis) -> list[Row]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from experiments import laws
+from experiments import fitting, laws
 from experiments.laws import FORMS, Design, Law
 
 
@@ -32,13 +32,13 @@ def test_repetition_is_worth_what_the_equation_says():
 
 def test_m4_solves_its_implicit_equation():
     place = design()
-    task = laws.problem(Law(form=form("saturating (M4)")), place)
+    task = fitting.problem(Law(form=form("saturating (M4)")), place)
     phi_Q = np.array([0.4, 0.1, np.log(0.6), np.log(0.4), -1.0, 0.5])
     error_C = np.exp(
-        laws.predict(task, phi_Q[None], place.source_C, place.pairs_C, place.samples_C)
+        fitting.predict(task, phi_Q[None], place.source_C, place.pairs_C, place.samples_C)
     )
     for s, name in enumerate(place.sources):
-        told = laws.describe(task, phi_Q)[name]
+        told = fitting.describe(task, phi_Q)[name]
         mine = place.source_C == s
         e, n = error_C[0][mine], place.pairs_C[mine] / task.unit[0]
         odds = (e - told["E"]) / (place.worst - e)
@@ -70,14 +70,14 @@ def test_the_fit_is_as_good_as_scipys(samples):
     )
     y_C = np.log(0.2 + 0.3 * (worth_C / 3e3) ** -0.4) + 0.01 * rng.standard_normal(len(worth_C))
     for law in laws.laws(place):
-        task = laws.problem(law, place)
+        task = fitting.problem(law, place)
 
         def residuals(phi_Q, task=task):
             at = (place.source_C, place.pairs_C, place.samples_C)
-            off_C = laws.predict(task, phi_Q[None], *at)[0] - y_C
+            off_C = fitting.predict(task, phi_Q[None], *at)[0] - y_C
             return np.concatenate([off_C / 0.01, (phi_Q - task.centre_Q) / task.width_Q])
 
-        ours_Q = laws.fit(task, y_C[None], np.full(len(y_C), 0.01**-2))[0]
+        ours_Q = fitting.fit(task, y_C[None], np.full(len(y_C), 0.01**-2))[0]
         theirs = optimize.least_squares(residuals, task.centre_Q + 0.3, max_nfev=300)
         # where SciPy stops in another minimum, ours must be the better one
         assert np.sum(residuals(ours_Q) ** 2) <= 2 * theirs.cost * 1.001 + 1e-6, law.name
@@ -86,12 +86,12 @@ def test_the_fit_is_as_good_as_scipys(samples):
 def test_a_law_without_noise_is_found_again():
     place = design()
     true_C = 0.2 + 0.3 * (place.pairs_C / 3e3) ** -0.5
-    task = laws.problem(Law(form=form("power + floor")), place)
-    phi_BQ = laws.fit(task, np.log(true_C)[None], np.full(8, 1e-4**-2))
-    for told in laws.describe(task, phi_BQ[0]).values():
+    task = fitting.problem(Law(form=form("power + floor")), place)
+    phi_BQ = fitting.fit(task, np.log(true_C)[None], np.full(8, 1e-4**-2))
+    for told in fitting.describe(task, phi_BQ[0]).values():
         assert told["E"] == pytest.approx(0.2, rel=0.01)  # the priors pull by that much
         assert told["alpha"] == pytest.approx(0.5, rel=0.01)
-    between = laws.predict(task, phi_BQ, [0, 1], [5e3, 2e4], [1e5, 1e5])[0]
+    between = fitting.predict(task, phi_BQ, [0, 1], [5e3, 2e4], [1e5, 1e5])[0]
     expected = np.log(0.2 + 0.3 * (np.array([5e3, 2e4]) / 3e3) ** -0.5)
     np.testing.assert_allclose(between, expected, atol=1e-4)
 
@@ -101,9 +101,9 @@ def test_a_cell_of_no_precision_is_left_out():
     y_C = np.log(0.2 + 0.3 * (place.pairs_C / 3e3) ** -0.5)
     spoiled_C = y_C.copy()
     spoiled_C[2] += 1.0
-    task = laws.problem(Law(form=form("power + floor")), place)
+    task = fitting.problem(Law(form=form("power + floor")), place)
     precision_C = np.where(np.arange(8) == 2, 0, 1e4)
-    phi_BQ = laws.fit(task, np.stack([y_C, spoiled_C]), precision_C)
+    phi_BQ = fitting.fit(task, np.stack([y_C, spoiled_C]), precision_C)
     np.testing.assert_array_equal(phi_BQ[0], phi_BQ[1])
 
 
@@ -112,12 +112,12 @@ def test_the_predictive_variance_is_that_of_refits():
     place, rng = design(), np.random.default_rng(1)
     law = Law(form=form("power + floor"), shared=("alpha", "E"))
     y_C = np.log(0.2 + 0.3 * (place.pairs_C / 3e3) ** -0.5)
-    task = laws.problem(law, place)
+    task = fitting.problem(law, place)
     precision_C = np.full(8, 0.003**-2)
-    phi_BQ = laws.fit(task, y_C[None], precision_C)
-    linear_C = laws.predictive_variance(task, phi_BQ, precision_C[None])[0]
+    phi_BQ = fitting.fit(task, y_C[None], precision_C)
+    linear_C = fitting.predictive_variance(task, phi_BQ, precision_C[None])[0]
     many = y_C + 0.003 * rng.standard_normal((600, 8))
-    refit_BQ = laws.fit(task, many, precision_C, np.repeat(phi_BQ, 600, axis=0))
+    refit_BQ = fitting.fit(task, many, precision_C, np.repeat(phi_BQ, 600, axis=0))
     at = (place.source_C, place.pairs_C, place.samples_C)
-    found_C = laws.predict(task, refit_BQ, *at).var(axis=0)
+    found_C = fitting.predict(task, refit_BQ, *at).var(axis=0)
     np.testing.assert_allclose(found_C, linear_C, rtol=0.25)
