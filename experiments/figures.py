@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.conclusions import number
-from experiments.laws import has_free_samples
 from experiments.scaling import Analysis, Curve, ExchangeRate
 from experiments.tables import Ablation, Row
 from jaxclip.data.record import write_atomically
@@ -31,7 +30,7 @@ STYLE = {
     "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "pdf.fonttype": 42,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "savefig.transparent": True, "svg.hashsalt": "jaxclip",
+    "text.parse_math": False, "axes.linewidth": 0.6, "savefig.transparent": True, "svg.hashsalt": "jaxclip",
 }  # fmt: skip
 WIDTH, HEIGHT = 6.6, 3.6  # inches
 ROOM = {"left": 0.1, "right": 0.85, "top": 0.97, "bottom": 0.135}  # right: for the names
@@ -104,40 +103,40 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         )  # fmt: skip
 
 
-def curves(analysis: Analysis) -> Figure:
-    """Error against unique pairs, with every run."""
+def curves(analysis: Analysis, drawn: Sequence[Curve]) -> Figure:
+    """Error against unique pairs, or samples seen, with every run that is on a curve."""
     figure, axes = _axes()
-    design, ends = analysis.ensemble.design, []
     error_R = analysis.scores.to_error(analysis.scores.value_R)
+    label = {"unique_pairs": "unique pairs", "samples_seen": "samples seen"}[drawn[0].along]
+    ends, shown = [], []
     with matplotlib.rc_context(STYLE):
-        for s, curve in enumerate(analysis.curves):
+        for s, curve in enumerate(drawn):
             colour = COLOURS[s % len(COLOURS)]
-            _band(axes, curve.pairs_G, curve.low_G, curve.high_G, colour)
+            _band(axes, curve.x_G, curve.low_G, curve.high_G, colour)
             _line(axes, curve, colour)
-            mine = [r for r, run in enumerate(analysis.runs) if _is_on(run, curve, analysis)]
+            mine = [r for r, run in enumerate(analysis.runs) if _is_on(run, curve)]
             axes.plot(
-                [analysis.runs[r]["unique_pairs"] for r in mine], error_R[mine], linestyle="",
+                [analysis.runs[r][curve.along] for r in mine], error_R[mine], linestyle="",
                 marker=MARKERS[s % len(MARKERS)], color=colour, markersize=4, alpha=0.8,
             )  # fmt: skip
-            ends.append((curve.pairs_G[-1], curve.error_G[-1], curve.source, colour))
-        shown = np.concatenate([error_R, *(c.error_G for c in analysis.curves)])
+            ends.append((curve.x_G[-1], curve.error_G[-1], curve.source, colour))
+            shown += [error_R[mine], curve.error_G]
+        shown = np.concatenate(shown)
         axes.set(
-            xscale="log", yscale="log", xlabel="unique pairs",
+            xscale="log", yscale="log", xlabel=label,
             ylabel=f"error: {analysis.scores.error_name}",
             ylim=(shown.min() * 0.95, shown.max() * 1.05),
         )  # fmt: skip
         _log_axis(axes.yaxis, *axes.get_ylim())
-        pairs = design.pairs_C
-        _log_axis(axes.xaxis, pairs.min() / 2, pairs.max() * 2)
+        _log_axis(axes.xaxis, min(c.x_G[0] for c in drawn), max(c.x_G[-1] for c in drawn))
         _name_ends(axes, ends)
     return figure
 
 
-def _is_on(run: Row, curve: Curve, analysis: Analysis) -> bool:
+def _is_on(run: Row, curve: Curve) -> bool:
     """Whether a run is one of those that the curve is of."""
-    is_apart = has_free_samples(analysis.ensemble.design)
-    at = run["samples_seen"] == curve.samples or not is_apart
-    return run["source"] == curve.source and at
+    other = "samples_seen" if curve.along == "unique_pairs" else "unique_pairs"
+    return run["source"] == curve.source and (run[other] == curve.at or math.isnan(curve.at))
 
 
 def _band(axes: Axes, x_G, low_G, high_G, colour: str) -> None:
@@ -145,14 +144,14 @@ def _band(axes: Axes, x_G, low_G, high_G, colour: str) -> None:
 
 
 def _line(axes: Axes, curve: Curve, colour: str) -> None:
-    """Solid where sizes were trained, dotted beyond."""
+    """Solid between what was trained, dotted beyond."""
     inside = np.flatnonzero(curve.measured_G)
     for part, style in (
         (slice(inside[0], inside[-1] + 1), "-"),
         (slice(0, inside[0] + 1), ":"),
         (slice(inside[-1], None), ":"),
     ):
-        axes.plot(curve.pairs_G[part], curve.error_G[part], style, color=colour, linewidth=1.4)
+        axes.plot(curve.x_G[part], curve.error_G[part], style, color=colour, linewidth=1.4)
 
 
 def exchange(analysis: Analysis, planted: dict[str, tuple[float, float]]) -> Figure:

@@ -258,7 +258,9 @@ def _draw(
     """{name: SVG}."""
     drawn = {}
     if analyses:
-        drawn["curves"] = figures.curves(analyses[0])
+        drawn["curves"] = figures.curves(analyses[0], analyses[0].curves)
+        if analyses[0].sample_curves:
+            drawn["samples"] = figures.curves(analyses[0], analyses[0].sample_curves)
         if analyses[0].exchanges:
             drawn["exchange"] = figures.exchange(analyses[0], context["truth"])
     if context["ablations"]:

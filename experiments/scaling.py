@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.ensemble import REPLICATES, Ensemble, fit_all
+from experiments.ensemble import REPLICATES, Ensemble, Predicted, fit_all
 from experiments.laws import Design, has_free_samples
 from experiments.tables import Row, Scores, mean_log_error
 
@@ -25,15 +25,16 @@ GRID = 61
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Error of one source at one number of samples."""
+    """Error of one source along unique pairs, or along samples seen."""
 
     source: str
-    samples: float
-    pairs_G: np.ndarray
+    along: str  # "unique_pairs" or "samples_seen", as in the table of runs
+    at: float  # the other one; NaN: tied to this one by the design
+    x_G: np.ndarray
     error_G: np.ndarray
     low_G: np.ndarray
     high_G: np.ndarray
-    measured_G: np.ndarray  # bool: between sizes that were trained
+    measured_G: np.ndarray  # bool: between those that were trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,9 +90,10 @@ class Analysis:
     runs: tuple[Row, ...]
     scores: Scores
     ensemble: Ensemble
-    samples: float  # at which curves and exchange rates are
+    samples: float  # at which curves and exchange rates are; NaN: tied to pairs by the design
     reference: str
     curves: tuple[Curve, ...]
+    sample_curves: tuple[Curve, ...]  # none where samples were not an axis of their own
     exchanges: tuple[Exchange, ...]
     crossings: tuple[Crossing, ...]
 
@@ -145,14 +147,16 @@ def read_off(
     pairs_of_sources = [(i, j) for j in range(len(design.sources)) for i in range(j)]
     return Analysis(
         axes=axes, runs=tuple(runs), scores=scores, ensemble=ensemble, samples=grid.samples,
-        reference=design.sources[0], curves=grid.curves(),
+        reference=design.sources[0], curves=grid.curves(), sample_curves=along_samples(ensemble),
         exchanges=tuple(grid.exchange(s) for s in range(1, len(design.sources))),
         crossings=tuple(grid.crossing(i, j) for i, j in pairs_of_sources),
     )  # fmt: skip
 
 
 def most_common_samples(design: Design) -> float:
-    """The samples seen that most cells have; the most of those, where several do."""
+    """The samples seen that most cells have; the most of those, where several do. NaN: tied."""
+    if are_tied(design):
+        return np.nan
     found, counts = np.unique(design.samples_C, return_counts=True)
     return float(found[counts == counts.max()].max())
 
@@ -187,12 +191,11 @@ class Grid:
         curves = []
         for s, name in enumerate(self.design.sources):
             shown = np.flatnonzero(self.within(s, EXTRAPOLATE))
-            log_error, half = self.predicted.difference(self.at(s, shown))
+            at = self.at(s, shown)
             curves.append(
-                Curve(
-                    source=name, samples=self.samples, pairs_G=self.pairs_G[shown],
-                    error_G=np.exp(log_error), low_G=np.exp(log_error - half),
-                    high_G=np.exp(log_error + half), measured_G=self.within(s)[shown],
+                _curve(
+                    self.predicted, at, source=name, along="unique_pairs", at=self.samples,
+                    x_G=self.pairs_G[shown], measured_G=self.within(s)[shown],
                 )
             )  # fmt: skip
         return tuple(curves)
@@ -276,14 +279,47 @@ class Grid:
         )  # fmt: skip
 
 
+def _curve(predicted: Predicted, places, **about) -> Curve:
+    log_error, half = predicted.difference(places)
+    return Curve(
+        error_G=np.exp(log_error), low_G=np.exp(log_error - half), high_G=np.exp(log_error + half),
+        **about,
+    )  # fmt: skip
+
+
+def along_samples(ensemble: Ensemble, points: int = GRID) -> tuple[Curve, ...]:
+    """Error against samples seen, of each source at the most pairs that were trained of it."""
+    design, curves = ensemble.design, []
+    if not has_free_samples(design):
+        return ()
+    for s, name in enumerate(design.sources):
+        most = _ends(design, s)[1]
+        seen = design.samples_C[(design.source_C == s) & (design.pairs_C == most)]
+        low, high = np.log(seen.min() / EXTRAPOLATE), np.log(seen.max() * EXTRAPOLATE)
+        x_G = np.union1d(np.exp(np.linspace(low, high, points)), seen)
+        measured_G = (x_G >= seen.min()) & (x_G <= seen.max())
+        curves.append(
+            _curve(
+                ensemble.predict(s, most, x_G), np.arange(len(x_G)), source=name,
+                along="samples_seen", at=most, x_G=x_G, measured_G=measured_G,
+            )
+        )  # fmt: skip
+    return tuple(curves)
+
+
 def _ends(design: Design, source: int) -> tuple[float, float]:
     pairs = design.pairs_C[design.source_C == source]
     return float(pairs.min()), float(pairs.max())
 
 
+def are_tied(design: Design) -> bool:
+    """Whether samples vary with pairs and with nothing else, as in a design of fixed epochs."""
+    return not has_free_samples(design) and len(np.unique(design.samples_C)) > 1
+
+
 def samples_at(design: Design, source: int, pairs_X: np.ndarray, samples: float) -> np.ndarray:
     """Samples seen with so many pairs: `samples`, or where the design ties the two, its own."""
-    if has_free_samples(design) or len(np.unique(design.samples_C)) == 1:
+    if not are_tied(design):
         return np.full(len(pairs_X), samples)
     mine = design.source_C == source
     order = np.argsort(design.pairs_C[mine])
