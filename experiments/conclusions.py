@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.scaling import EXTRAPOLATE, Analysis, Crossing, Exchange, ExchangeRate, are_tied
+from experiments.scaling import EXTRAPOLATE, Analysis, Crossing, Exchange, ExchangeRate
 from experiments.tables import Study
 
 ENOUGH = 1.05  # the fewest pairs with at most 5 % more error than all pairs have
@@ -112,7 +112,7 @@ def choose(analysis: Analysis, budgets: Sequence[float] = ()) -> list[Choice]:
     """
     cost, design = flops_per_sample(analysis), analysis.ensemble.design
     seen = np.unique(design.samples_C)
-    if math.isnan(cost) or are_tied(design):
+    if math.isnan(cost) or design.is_tied:
         return []
     reach = EXTRAPOLATE if len(seen) > 1 else 1.05
     samples = [flops / cost for flops in budgets] or list(seen)
@@ -177,7 +177,7 @@ def _of_design(analysis: Analysis) -> list[str]:
             f"How error falls with samples seen: every run saw {number(seen[0])}. The laws are of "
             "unique pairs alone, at that many samples, and repeated pairs are part of them."
         )
-    elif are_tied(design):
+    elif design.is_tied:
         said.append(
             "Pairs and samples apart: where one grew, the other did. The laws are of both together."
         )

@@ -30,7 +30,8 @@ STYLE = {
     "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "pdf.fonttype": 42,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    "text.parse_math": False, "axes.linewidth": 0.6, "savefig.transparent": True, "svg.hashsalt": "jaxclip",
+    "text.parse_math": False, "axes.linewidth": 0.6, "savefig.transparent": True,
+    "svg.hashsalt": "jaxclip",
 }  # fmt: skip
 WIDTH, HEIGHT = 6.6, 3.6  # inches
 ROOM = {"left": 0.1, "right": 0.85, "top": 0.97, "bottom": 0.135}  # right: for the names

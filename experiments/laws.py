@@ -29,6 +29,37 @@ class Design:
     worst: float  # error of guessing; where that is not known, above the largest error seen
     knows_worst: bool
 
+    def ends(self, source: int) -> tuple[float, float]:
+        """The fewest and the most pairs that were trained of it."""
+        pairs = self.pairs_C[self.source_C == source]
+        return float(pairs.min()), float(pairs.max())
+
+    @property
+    def has_free_samples(self) -> bool:
+        """Whether some source has one number of pairs at several numbers of samples."""
+        places = list(zip(self.source_C, self.pairs_C, strict=True))
+        return len(set(places)) < len(set(zip(places, self.samples_C, strict=True)))
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether samples vary with pairs and with nothing else, as in a design of fixed epochs."""
+        return not self.has_free_samples and len(np.unique(self.samples_C)) > 1
+
+    @property
+    def common_samples(self) -> float:
+        """The samples seen that most cells have, the most of those; NaN: tied to pairs."""
+        found, counts = np.unique(self.samples_C, return_counts=True)
+        return np.nan if self.is_tied else float(found[counts == counts.max()].max())
+
+    def samples_at(self, source: int, pairs_X: np.ndarray, samples: float) -> np.ndarray:
+        """Samples seen with so many pairs: `samples`, or where the design ties the two, its own."""
+        if not self.is_tied:
+            return np.full(len(pairs_X), samples)
+        mine = self.source_C == source
+        order = np.argsort(self.pairs_C[mine])
+        log_pairs, log_samples = (np.log(x[mine][order]) for x in (self.pairs_C, self.samples_C))
+        return np.exp(np.interp(np.log(pairs_X), log_pairs, log_samples))
+
 
 # (centre, standard deviation) of the priors
 AMPLITUDE = (-1.0, 2.0)  # log, relative to the error of guessing; odds where that is in the form
@@ -185,7 +216,7 @@ def laws(design: Design) -> list[Law]:
     Terms of samples seen need samples that vary where pairs do not. A form is left out where a
     source has fewer cells than it has parameters of its own, less one: the priors carry no more.
     """
-    samples_vary = has_free_samples(design)
+    samples_vary = design.has_free_samples
     cells = np.bincount(design.source_C, minlength=len(design.sources)).min()
     found = []
     for form in FORMS:
@@ -199,11 +230,3 @@ def laws(design: Design) -> list[Law]:
             if len(form.names) - len(shared) <= cells:
                 found.append(Law(form=form, shared=shared))
     return found
-
-
-def has_free_samples(design: Design) -> bool:
-    """Whether some source has one number of pairs at several numbers of samples."""
-    places = set(zip(design.source_C, design.pairs_C, strict=True))
-    return len(places) < len(
-        set(zip(design.source_C, design.pairs_C, design.samples_C, strict=True))
-    )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.ensemble import REPLICATES, Ensemble, Predicted, fit_all
-from experiments.laws import Design, has_free_samples
+from experiments.laws import Design
 from experiments.tables import Row, Scores, mean_log_error
 
 EXTRAPOLATE = 2.0
@@ -143,7 +143,7 @@ def read_off(
     ensemble: Ensemble, runs: Sequence[Row], scores: Scores, axes: dict[str, str]
 ) -> Analysis:
     design = ensemble.design
-    grid = Grid(ensemble, most_common_samples(design))
+    grid = Grid(ensemble, design.common_samples)
     pairs_of_sources = [(i, j) for j in range(len(design.sources)) for i in range(j)]
     return Analysis(
         axes=axes, runs=tuple(runs), scores=scores, ensemble=ensemble, samples=grid.samples,
@@ -153,27 +153,19 @@ def read_off(
     )  # fmt: skip
 
 
-def most_common_samples(design: Design) -> float:
-    """The samples seen that most cells have; the most of those, where several do. NaN: tied."""
-    if are_tied(design):
-        return np.nan
-    found, counts = np.unique(design.samples_C, return_counts=True)
-    return float(found[counts == counts.max()].max())
-
-
 class Grid:
     """Every source's predicted error on one grid of sizes, and what can be read off it."""
 
     def __init__(self, ensemble: Ensemble, samples: float, points: int = GRID):
         design = ensemble.design
         self.design, self.ensemble, self.samples = design, ensemble, samples
-        ends = np.array([_ends(design, s) for s in range(len(design.sources))])
+        ends = np.array([design.ends(s) for s in range(len(design.sources))])
         self.ends_S2 = ends
         low, high = np.log(ends.min() / EXTRAPOLATE), np.log(ends.max() * EXTRAPOLATE)
         self.pairs_G = np.union1d(np.exp(np.linspace(low, high, points)), design.pairs_C)
         source_SG = np.arange(len(design.sources))[:, None]
         self.seen_SG = np.array(
-            [samples_at(design, s, self.pairs_G, samples) for s in range(len(design.sources))]
+            [design.samples_at(s, self.pairs_G, samples) for s in range(len(design.sources))]
         )
         self.predicted = ensemble.predict(source_SG, self.pairs_G, self.seen_SG)
 
@@ -290,10 +282,10 @@ def _curve(predicted: Predicted, places, **about) -> Curve:
 def along_samples(ensemble: Ensemble, points: int = GRID) -> tuple[Curve, ...]:
     """Error against samples seen, of each source at the most pairs that were trained of it."""
     design, curves = ensemble.design, []
-    if not has_free_samples(design):
+    if not design.has_free_samples:
         return ()
     for s, name in enumerate(design.sources):
-        most = _ends(design, s)[1]
+        most = design.ends(s)[1]
         seen = design.samples_C[(design.source_C == s) & (design.pairs_C == most)]
         low, high = np.log(seen.min() / EXTRAPOLATE), np.log(seen.max() * EXTRAPOLATE)
         x_G = np.union1d(np.exp(np.linspace(low, high, points)), seen)
@@ -305,26 +297,6 @@ def along_samples(ensemble: Ensemble, points: int = GRID) -> tuple[Curve, ...]:
             )
         )  # fmt: skip
     return tuple(curves)
-
-
-def _ends(design: Design, source: int) -> tuple[float, float]:
-    pairs = design.pairs_C[design.source_C == source]
-    return float(pairs.min()), float(pairs.max())
-
-
-def are_tied(design: Design) -> bool:
-    """Whether samples vary with pairs and with nothing else, as in a design of fixed epochs."""
-    return not has_free_samples(design) and len(np.unique(design.samples_C)) > 1
-
-
-def samples_at(design: Design, source: int, pairs_X: np.ndarray, samples: float) -> np.ndarray:
-    """Samples seen with so many pairs: `samples`, or where the design ties the two, its own."""
-    if not are_tied(design):
-        return np.full(len(pairs_X), samples)
-    mine = design.source_C == source
-    order = np.argsort(design.pairs_C[mine])
-    log_pairs, log_samples = (np.log(x[mine][order]) for x in (design.pairs_C, design.samples_C))
-    return np.exp(np.interp(np.log(pairs_X), log_pairs, log_samples))
 
 
 def invert(log_pairs_G, gap_G, half_G) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ from experiments.benchmarks.simulated_study import METRIC, SHOWN, SHOWN_ABOUT, T
 
 NAME = f"{TASK}/{METRIC}"
 EVIL = "<script>document.title='evil'</script>|x|"
-SMALL = dataclasses.replace(SHOWN, pairs=(2_500, 10_000, 40_000), items=400)
+SMALL = dataclasses.replace(SHOWN, pairs=(2_500, 10_000, 40_000), items=200)
 
 
 def add(workdir: pathlib.Path, table: str, rows: list[dict]) -> None:
@@ -158,7 +158,7 @@ def test_mistakes_are_named(studied, tmp_path):
     shutil.copytree(studied, copy)
     items = pq.read_table(copy / "items.parquet")
     pq.write_table(items.slice(5), copy / "items.parquet")
-    with pytest.raises(ValueError, match="clean-2500-1000000-0 lacks 5 of 400 items"):
+    with pytest.raises(ValueError, match="clean-2500-1000000-0 lacks 5 of 200 items"):
         report.write(copy)
     doubled = items.set_column(3, "value", pa.compute.multiply(items["value"], 0.5))
     pq.write_table(doubled, copy / "items.parquet")
