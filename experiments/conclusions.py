@@ -204,6 +204,11 @@ def _of_noise(analysis: Analysis) -> list[str]:
             "How much of the uncertainty sources share, being scored on the same items: there are "
             "no scores by item. Runs' own intervals were taken as independent, which is too wide."
         )
+    if analysis.ensemble.misfit > 1:
+        said.append(
+            "Which law holds: none fits as well as seeds agree. The variance of a run was raised "
+            f"{analysis.ensemble.misfit:.1f} times, to what the best one misses."
+        )
     if means.equal_p < 0.01:
         said.append(
             f"Whether the noise is the same everywhere: Bartlett's test says it is not "

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from experiments import fitting, laws
 from experiments.laws import Design, Law
@@ -20,6 +21,7 @@ from experiments.means import Means, half_width
 REPLICATES = 400
 NEGLIGIBLE = 0.01  # laws of less weight are shown and not used
 LEAST_NOISE = 1e-4  # standard deviation of log error: seeds never agree better than this
+MISFIT_P = 0.05  # below, the best law is said not to fit
 ASSUMED_NOISE = 0.02  # of log error, where neither seeds nor the fit's scatter tell
 
 
@@ -72,6 +74,7 @@ class Ensemble:
     means: Means  # of log error
     fitted: tuple[Fitted, ...]  # the best first
     assumed_noise: str  # "" where seeds told it
+    misfit: float  # F of the law that fits best, by which the variance was raised; 1: it was not
 
     def predict(self, source_X, pairs_X, samples_X) -> Predicted:
         at = [np.ravel(x) for x in np.broadcast_arrays(source_X, pairs_X, samples_X)]
@@ -117,7 +120,17 @@ def fit_many(
     """fit_all of several studies of one design, together: what takes time is done once for all."""
     told = [_with_noise(design, means) for means in studies]
     studies = [means for means, _ in told]
-    of_laws = [_fit(fitting.problem(law, design), studies) for law in laws.laws(design)]
+    tasks = [fitting.problem(law, design) for law in laws.laws(design)]
+    of_laws = [_fit(task, studies) for task in tasks]
+    misfit_D = [_misfit([of_law[d] for of_law in of_laws], m) for d, m in enumerate(studies)]
+    raised = [d for d, misfit in enumerate(misfit_D) if misfit > 1]
+    if raised:
+        for d in raised:
+            variance = studies[d].seed_variance * misfit_D[d]
+            studies[d] = dataclasses.replace(studies[d], seed_variance=variance)
+        for task, of_law in zip(tasks, of_laws, strict=True):
+            for d, again in zip(raised, _fit(task, [studies[d] for d in raised]), strict=True):
+                of_law[d] = again
     by_study = []
     for d in range(len(studies)):
         rng = np.random.default_rng(seed)
@@ -132,10 +145,10 @@ def fit_many(
         replicated.append(_replicate(weighed, studies, replicates, np.random.default_rng(seed)))
     return [
         Ensemble(
-            design=design, means=means, assumed_noise=assumed,
+            design=design, means=studies[d], assumed_noise=assumed, misfit=misfit_D[d],
             fitted=tuple(sorted((of_law[d] for of_law in replicated), key=lambda f: -f.weight)),
         )
-        for d, (means, assumed) in enumerate(told)
+        for d, (_, assumed) in enumerate(told)
     ]  # fmt: skip
 
 
@@ -160,6 +173,22 @@ def _with_noise(design: Design, means: Means) -> tuple[Means, str]:
     variance, df = max(min(scatters), (LEAST_NOISE**2, 1))
     told = "taken from the scatter around the law that fits best, which may be too little"
     return dataclasses.replace(means, seed_variance=variance, seed_df=df), told
+
+
+def _misfit(of_study: Sequence[Fitted], means: Means) -> float:
+    """F of the scatter around the law that fits best, where seeds do not explain it; else 1.
+
+    Then no law is right, and intervals from the seeds' noise alone would be too narrow (Birge
+    1932). A law with as many parameters as there are cells fits anything, and says nothing.
+    """
+    found = []
+    for fitted in of_study:
+        df = len(fitted.off_C) - len(fitted.phi_Q)
+        if df < 1:
+            return 1.0
+        found.append((float(np.sum(fitted.off_C**2 * _precision(means)) / df), df))
+    best, df = min(found)
+    return best if stats.f.sf(best, df, max(means.seed_df, 1)) < MISFIT_P else 1.0
 
 
 def _fit(task: fitting.Problem, studies: Sequence[Means]) -> list[Fitted]:

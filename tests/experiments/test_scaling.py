@@ -113,6 +113,18 @@ def test_one_seed_is_said_and_noise_is_taken_from_the_fit():
     assert found.exchanges[0].quoted.low < 3 < found.exchanges[0].quoted.high
 
 
+def test_where_no_law_fits_the_noise_is_raised():
+    """A kink that no form has, seen with hardly any noise: intervals must not be as narrow."""
+    truth = exchange_rate.CASES["broken_own_law"].truth
+    found = analysis({"a": truth["A"], "b": truth["B"]}, (*SIZES, 32_000), noise=0.003)
+    assert found.ensemble.misfit > 3
+    rate = found.exchanges[0].quoted
+    true = exchange_rate.true_rate(truth["A"], truth["B"], rate.pairs, found.samples)
+    assert rate.low < true < rate.high
+    assert any("none fits as well as seeds agree" in s for s in conclusions._of_noise(found))
+    assert analysis(THIRD, SIZES, noise=0.003).ensemble.misfit == 1
+
+
 def test_fixed_epochs_follow_the_design():
     """Samples grow with pairs: laws are of both together, and say so."""
     base = analysis(THIRD, SIZES)
