@@ -82,18 +82,16 @@ class Ensemble:
         weight_K = np.array([fitted.weight for fitted in used])
         value_KX = np.array([fitting.predict(f.task, f.phi_Q[None], *at)[0] for f in used])
         value_X = weight_K @ value_KX
-        seeds_XX, items_XX = (
-            sum(
-                f.weight * _covariance(fitting.predict(f.task, phi_RQ, *at) - value_KX[k])
-                for k, f in enumerate(used)
-                if (phi_RQ := f.seeds_RQ if cause == "seeds" else f.items_RQ) is not None
-            )
-            + np.zeros((len(value_X),) * 2)
-            for cause in ("seeds", "items")
-        )
+        causes = []
+        for cause in ("seeds_RQ", "items_RQ"):
+            off = 0.0
+            for fitted, of_law_X in zip(used, value_KX, strict=True):
+                if (phi_RQ := getattr(fitted, cause)) is not None:
+                    off += fitted.weight * (fitting.predict(fitted.task, phi_RQ, *at) - of_law_X)
+            causes.append(_covariance(off) if np.ndim(off) else np.zeros((len(value_X),) * 2))
         off_KX = value_KX - value_X
         return Predicted(
-            value_X=value_X, seeds_XX=seeds_XX, items_XX=items_XX,
+            value_X=value_X, seeds_XX=causes[0], items_XX=causes[1],
             laws_XX=(weight_K[:, None] * off_KX).T @ off_KX, means=self.means,
         )  # fmt: skip
 
@@ -233,13 +231,16 @@ def weigh(log_score_KC: np.ndarray, rng: np.random.Generator, draws: int = 1000)
 def _replicate(
     fitted: Sequence[Fitted], studies: Sequence[Means], replicates: int, rng: np.random.Generator
 ) -> list[Fitted]:
-    """One law's fits to data sets as the studies might have had: of other seeds, of other items."""
+    """One law's fits to data sets as the studies might have had: of other seeds, of other items.
+
+    With one rng, all laws see the same noise, so that what their average does is known, too.
+    """
     found, used = list(fitted), [d for d, f in enumerate(fitted) if f.weight]
     for cause in ("seeds_RQ", "items_RQ"):
         mine = [d for d in used if cause == "seeds_RQ" or studies[d].items_CC.any()]
         if not mine:
             continue
-        noise_RC = rng.standard_normal((replicates, len(fitted[0].off_C)))
+        noise_RC = balanced(rng, replicates, len(fitted[0].off_C))
         y_BC, precision_BC, start_BQ = [], [], []
         for d in mine:
             means, f = studies[d], fitted[d]
@@ -252,6 +253,17 @@ def _replicate(
         for d, phi_RQ in zip(mine, phi_DRQ, strict=True):
             found[d] = dataclasses.replace(found[d], **{cause: phi_RQ})
     return found
+
+
+def balanced(rng: np.random.Generator, replicates: int, cells: int) -> np.ndarray:
+    """Normals [R, C] whose mean is 0 and covariance is 1 exactly, where there are enough of them.
+
+    What is linear in the noise has then its true variance, not that of so many draws.
+    """
+    normal_RC = rng.standard_normal((replicates, cells))
+    if replicates < 2 * cells:
+        return normal_RC
+    return np.linalg.qr(normal_RC - normal_RC.mean(axis=0))[0] * np.sqrt(replicates - 1)
 
 
 def _seed_root(means: Means) -> np.ndarray:

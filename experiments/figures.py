@@ -250,5 +250,5 @@ def ablations(found: Sequence[Ablation], metric: str) -> Figure:
     return figure
 
 
-def _short(name: str, most: int = 30) -> str:
+def _short(name: str, most: int = 26) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"

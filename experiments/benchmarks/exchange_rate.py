@@ -122,7 +122,7 @@ def draws(
         places = [design_of(runs, scores, first) for runs, scores in studies]
         means = [mean_log_error(s, c) for (_, s), (_, c) in zip(studies, places, strict=True)]
         for ensemble, (runs, scores) in zip(
-            fit_many(places[0][0], means, replicates=replicates), studies, strict=True
+            fit_many(places[0][0], means, replicates=replicates, seed=start), studies, strict=True
         ):
             analysis = read_off(ensemble, runs, scores, {})
             quoted = analysis.exchanges[0].quoted

@@ -162,7 +162,7 @@ def test_mistakes_are_named(studied, tmp_path):
         report.write(copy)
     doubled = items.set_column(3, "value", pa.compute.multiply(items["value"], 0.5))
     pq.write_table(doubled, copy / "items.parquet")
-    with pytest.raises(ValueError, match=r"have the mean 0.3412, and its .* is 0.6825"):
+    with pytest.raises(ValueError, match=r"have the mean 0[.][0-9]{4}, and its simulated"):
         report.write(copy)
     (copy / "items.parquet").unlink()
     results = pq.read_table(copy / "results.parquet")

@@ -9,6 +9,7 @@ import pytest
 from experiments import conclusions
 from experiments.benchmarks import exchange_rate
 from experiments.benchmarks.simulated_study import METRIC, Simulated, floored
+from experiments.ensemble import balanced
 from experiments.scaling import ExchangeRate, analyse, invert
 from experiments.tables import Scores
 
@@ -123,6 +124,13 @@ def test_where_no_law_fits_the_noise_is_raised():
     assert rate.low < true < rate.high
     assert any("none fits as well as seeds agree" in s for s in conclusions._of_noise(found))
     assert analysis(THIRD, SIZES, noise=0.003).ensemble.misfit == 1
+
+
+def test_balanced_noise_has_the_moments_of_the_normal():
+    noise_RC = balanced(np.random.default_rng(0), 60, 8)
+    np.testing.assert_allclose(noise_RC.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.cov(noise_RC.T), np.eye(8), atol=1e-12)
+    assert 2.5 < np.mean(noise_RC**4) < 3.5  # the normal's is 3; a sign's is 1
 
 
 def test_fixed_epochs_follow_the_design():
