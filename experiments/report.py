@@ -7,8 +7,11 @@ SVG and PDF for a paper. Reads the tables of experiments.collect: see experiment
 """
 
 import dataclasses
+import json
 import math
 import os
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +39,7 @@ from experiments.tables import (
     slices,
 )  # fmt: skip
 from jaxclip.data.record import write_atomically
+from jaxclip.data.subset import POSITIONS, Subset
 
 RATES_SHOWN = 7  # of the exchange curve, in the table
 AXES_FIRST = ("source", "unique_pairs", "samples_seen", "model", "loss", "variant", "seed")
@@ -136,7 +140,7 @@ def _context(
     ] if at else []  # fmt: skip
     return {
         "study": study, "metric": metric, "main": main, "analyses": analyses,
-        "reference": reference,
+        "reference": reference, "command": study.about.get("command") or [],
         "title": study.about.get("name") or study.workdir.name,
         "question": study.about.get("question") or "",
         "answers": [conclusions.answer(e) for e in main.exchanges] if main else [],
@@ -247,9 +251,21 @@ def _columns(runs: Sequence[Row]) -> dict[str, Any]:
 
 
 def _cards(study: Study) -> list[tuple[str, str]]:
-    """(source, link) of dataset cards; only links that open a page."""
-    cards = (study.about.get("cards") or {}).items()
-    return [(s, link) for s, link in cards if "://" not in link or link.startswith("http")]
+    """(source, link) of dataset cards: those of study.json, else those beside the runs' data."""
+    links = dict(study.about.get("cards") or {})
+    for one in study.runs:
+        config = study.workdir / "runs" / one["run_id"] / "config.json"
+        if one["source"] in links or not config.exists():
+            continue
+        for path in json.loads(config.read_text())["data"]["path"]:
+            folder = epath.Path(path)
+            if (folder / POSITIONS).exists():
+                folder = Subset(folder).dataset.path
+            if (folder / "card.html").exists():
+                card = os.path.relpath(folder / "card.html", study.workdir / "report")
+                links[one["source"]] = pathlib.PurePath(card).as_posix()
+    opens = re.compile(r"(https?://|(?![\w+.-]*:))")  # a page or a file, and no other scheme
+    return sorted((source, link) for source, link in links.items() if opens.match(link))
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html.parser
+import json
 import math
 import pathlib
 import shutil
@@ -209,6 +210,20 @@ def test_sets_of_runs_that_differ_otherwise_are_apart(tmp_path):
     assert "Not every run was scored on simulated/test/lonely" in page.text
     found = tables.slices(tables.read(tmp_path).done)
     assert [(axes["model"], len(runs)) for axes, runs in found] == [("none", 27), ("small", 18)]
+
+
+def test_cards_beside_the_data_are_linked(tmp_path, tiny_dataset):
+    simulated_study.write(dataclasses.replace(SMALL, pairs=(10_000,)), tmp_path / "study", {})
+    dataset = tmp_path / "data" / "clean"
+    shutil.copytree(tiny_dataset, dataset)
+    (dataset / "card.html").write_text("the card")
+    run = tmp_path / "study" / "runs" / "clean-10000-1000000-0"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"data": {"path": [str(dataset)]}}))
+    study = tables.read(tmp_path / "study")
+    assert report._cards(study) == [("clean", "../../data/clean/card.html")]
+    study.about["cards"] = {"clean": "https://example.org/card", "b": "file:///etc/passwd"}
+    assert report._cards(study) == [("clean", "https://example.org/card")]
 
 
 def test_numbers_as_people_write_them():

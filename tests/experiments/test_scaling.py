@@ -176,7 +176,7 @@ def test_the_interval_covers_and_the_estimate_is_near():
     laws and noises, those that no form fits too.
     """
     case = exchange_rate.CASES["one_shape"]
-    found = exchange_rate.summary(list(exchange_rate.draws(case, 500, replicates=100)))
+    found = exchange_rate.summary(list(exchange_rate.draws(case, 500, replicates=60)))
     assert 0.90 <= found["coverage"] <= 0.98
     assert found["off"] <= 0.10 and abs(found["bias"]) <= 0.05
     assert found["bounds"] == 0
