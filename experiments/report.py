@@ -131,12 +131,12 @@ def _context(
     done = [one for _, runs in slices(study.done)[:1] for one in runs]
     at = largest_cell(done)
     reference = main.reference if main else reference or (at[0]["source"] if at else "")
-    complete, partial = _metrics(study, at)
-    tasks = [compare_sources(study, at, name, reference) for name in complete]
+    complete, partial = _metrics(study, done)
+    tasks = [compare_sources(study, done, name, reference) for name in complete] if at else []
     if partial:
         notes = [*notes, f"Not every run was scored on {', '.join(partial)}: not in the table."]
     by_modality = [
-        (name, compare_sources(study, at, metric, reference, name)) for name in modalities(study)
+        (name, compare_sources(study, done, metric, reference, name)) for name in modalities(study)
     ] if at else []  # fmt: skip
     return {
         "study": study, "metric": metric, "main": main, "analyses": analyses,
@@ -184,7 +184,8 @@ def _planted(main: Analysis | None, truth: dict[str, tuple[float, float]]) -> li
             {
                 "source": source, "planted": wanted,
                 "measured": rate_text(rate) if rate else "not measured",
-                "agrees": rate is not None and conclusions.agrees(rate, (low, high)),
+                "agrees": "" if rate is None
+                else "agrees" if conclusions.agrees(rate, (low, high)) else "does not agree",
             }
         )  # fmt: skip
     return rows

@@ -226,6 +226,12 @@ def mean(found: Scores, cell_R: np.ndarray) -> Means:
     return average(found.value_R, cell_R, items=found.items, error_R=found.error_R)
 
 
+def mean_log(found: Scores, cell_R: np.ndarray) -> Means:
+    """Of its logarithm, from the runs' own intervals: no mean over items is of a logarithm."""
+    value_R = np.maximum(found.value_R, 1e-9)
+    return average(value_R, cell_R, error_R=found.error_R / value_R, transform=np.log)
+
+
 def mean_log_error(found: Scores, cell_R: np.ndarray) -> Means:
     relative_R = found.error_R / found.to_error(found.value_R)
     return average(
@@ -236,18 +242,30 @@ def mean_log_error(found: Scores, cell_R: np.ndarray) -> Means:
 def compare_sources(
     study: Study, runs: Sequence[Row], metric: str, reference: str, modality: str = ""
 ) -> Compared:
-    """Every source beside the reference, in the cells of `runs`; runs: one cell a source."""
-    others = sorted({run["source"] for run in runs} - {reference})
-    sources = [reference, *others]
+    """Every source beside the reference at the largest size that all have.
+
+    The noise of seeds is that of all `runs`, at all sizes. What can be above 1, as a rank, is
+    averaged as a logarithm, and its differences are not given.
+    """
+    at = largest_cell(runs)[0]
     found = scores(study, runs, metric, modality)
-    means = mean(found, np.array([sources.index(run["source"]) for run in runs]))
-    one_CC = np.eye(len(sources))
-    differences = [None, *(means.interval(one_C - one_CC[0]) for one_C in one_CC[1:])]
+    sources = [reference, *sorted({run["source"] for run in runs} - {reference})]
+    keys = [tuple(run[axis] for axis in PLACE) for run in runs]
+    cells = sorted(set(keys))
+    cell_R = np.array([cells.index(key) for key in keys])
+    is_share = bool(found.value_R.max() <= 1)
+    means = mean(found, cell_R) if is_share else mean_log(found, cell_R)
+    places = [cells.index((s, at["unique_pairs"], at["samples_seen"])) for s in sources]
+    one_SC = np.eye(len(cells))[places]
+    intervals = [means.interval(one_C) for one_C in one_SC]
+    if not is_share:
+        intervals = [tuple(float(np.exp(x)) for x in interval) for interval in intervals]
+    differences = [means.interval(one_C - one_SC[0]) if is_share else None for one_C in one_SC[1:]]
     return Compared(
-        metric=metric, names=tuple(sources), chance=found.chance,
-        intervals=tuple(means.interval(one_C) for one_C in one_CC),
-        differences=tuple(differences), higher_is_better=found.higher_is_better,
-        runs=tuple(int(n) for n in means.runs_C),
+        metric=metric, names=tuple(sources), intervals=tuple(intervals),
+        differences=(None, *differences), chance=found.chance,
+        higher_is_better=found.higher_is_better,
+        runs=tuple(int(means.runs_C[place]) for place in places),
     )  # fmt: skip
 
 

@@ -115,7 +115,8 @@ def test_the_task_table_is_the_means_of_the_largest_size(studied):
     study = tables.read(studied)
     at = tables.largest_cell([run for run in study.done if not run["variant"]])
     assert {run["unique_pairs"] for run in at} == {40_000} and len(at) == 9
-    found = tables.compare_sources(study, at, NAME, "clean")
+    runs = [run for run in study.done if not run["variant"]]
+    found = tables.compare_sources(study, runs, NAME, "clean")
     assert found.names == ("clean", "mismatched", "repeated")
     values = {row["run_id"]: row["value"] for row in study.results}
     for name, interval in zip(found.names, found.intervals, strict=True):
@@ -124,7 +125,9 @@ def test_the_task_table_is_the_means_of_the_largest_size(studied):
         assert interval[1] < interval[0] < interval[2]
     assert found.differences[1][2] < 0  # mismatched is below clean
     assert tables.modalities(study) == ["CT", "MRI", "histology"]
-    parts = [tables.compare_sources(study, at, NAME, "clean", m) for m in tables.modalities(study)]
+    parts = [
+        tables.compare_sources(study, runs, NAME, "clean", m) for m in tables.modalities(study)
+    ]
     whole = np.mean([part.intervals[0][0] for part in parts])
     assert whole == pytest.approx(found.intervals[0][0], abs=0.01)  # thirds of nearly equal size
 
@@ -188,7 +191,7 @@ def test_one_size_is_compared_and_no_curve_is_drawn(tmp_path):
     one = dataclasses.replace(SHOWN, pairs=(10_000,), items=200)
     simulated_study.write(one, tmp_path, {"reference": "clean"})
     page = Page(report.write(tmp_path, replicates=50))
-    assert "cannot be concluded: no source was trained at two sizes" in page.text
+    assert "cannot be concluded: no source has finished runs at two sizes" in page.text
     assert "trained at one size only" in page.text
     assert "repeated less clean" in page.text
 
