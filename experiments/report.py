@@ -156,7 +156,7 @@ def _context(
         "ablations": ablations(study, metric),
         "unresolved": [*(conclusions.unresolved(main, study) if main else []), *notes],
         "noise": _noise(main) if main else "",
-        "runs": sorted(study.runs, key=lambda one: [str(one.get(axis)) for axis in AXES_FIRST]),
+        "runs": sorted(study.runs, key=_place),
         **_columns(study.runs),
         "cards": _cards(study), "extrapolate": EXTRAPOLATE,
     }  # fmt: skip
@@ -236,6 +236,12 @@ def _noise(main: Analysis) -> str:
     ]
     said = f" Of the variance of the quoted rate, by cause: {'; '.join(parts)}."
     return text + said * bool(parts)
+
+
+def _place(one: Row) -> list[tuple[float, str]]:
+    """Of a run in the list: by its axes, numbers by size."""
+    values = [one.get(axis) for axis in AXES_FIRST]
+    return [(v, "") if isinstance(v, (int, float)) else (0, str(v)) for v in values]
 
 
 def _columns(runs: Sequence[Row]) -> dict[str, Any]:
