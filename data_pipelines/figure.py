@@ -7,7 +7,8 @@ from typing import Any
 
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
-from jaxclip.data.image import ImageError
+from data_pipelines.signals import signals
+from jaxclip.data.image import ImageError, decode_image
 from jaxclip.data.record import SPLIT_NAMES, Drop, Example, Record, split_of
 
 
@@ -35,6 +36,7 @@ class FigureOptions(WriteOptions):
     short_side: int = option(288, "pixels; a larger image is reduced to it")
     quality: int = option(92, "of the JPEG")
     keep_original: bool = option(False, "keep the image's size, and a JPEG's or PNG's bytes")
+    signals: bool = option(False, "measure every quality signal (signals.py); takes longer")
 
     def validate(self) -> None:
         self.split = tuple(float(share) for share in self.split)
@@ -101,8 +103,13 @@ def to_example(figure: Figure, options: FigureOptions) -> Example | Drop:
         height=image.height,
         **{name: getattr(figure, name) for name in (*texts, *ids)},
     )
+    found = figure.signals
+    if options.signals:
+        measured = signals(record, decode_image(image.data))
+        # what the release says of the same thing stays beside it
+        found = {f"released_{k}" if k in measured else k: v for k, v in found.items()} | measured
     sizes = {"original_width": image.original_width, "original_height": image.original_height}
-    return Example(record=record, split=split, signals=figure.signals | sizes)
+    return Example(record=record, split=split, signals=found | sizes)
 
 
 def as_text(value: Any) -> str:

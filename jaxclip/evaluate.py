@@ -10,8 +10,8 @@ a run with random parameters, of 8 seeds: what chance looks like. A,B,C are seed
 their mean is reported, with an interval over images and seeds. Sets are the run's own datasets,
 --data=DATASET or --set=NAME of evals/declared.py, in --sets_dir/NAME; one that is missing is named
 with the place to get it, and the others are scored. Embeddings are kept by content: a second
-evaluator, or a restart, does not embed again. Writes results.parquet, results.json and, with
---page, index.html.
+evaluator, or a restart, does not embed again. Writes results.parquet, items.parquet, results.json
+and, with --page, index.html.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     splits, missing = _open_sets(_MODEL.value[0])
     mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
     directory = epath.Path(_CACHE.value or out / "embeddings")
-    rows, pages = [], []
+    rows, items, pages = [], [], []
     for model in _MODEL.value:
         of_seeds = []
         for one in seeds_of(model):
@@ -86,12 +86,16 @@ def main(argv: Sequence[str]) -> None:
             for of_splits in splits:
                 scored = of_splits[_SPLIT.value]
                 found = evaluate_split(cache, of_splits, _SPLIT.value, options)
+                name = model_name(one, cache.embedder)
                 of_seeds[-1] += results.rows_of(
-                    found, model=model_name(one, cache.embedder), set_name=scored.name,
-                    split=scored.split, identity=scored.identity, draws=_DRAWS.value,
+                    found, model=name, set_name=scored.name, split=scored.split,
+                    identity=scored.identity, draws=_DRAWS.value,
                 )  # fmt: skip
+                items += results.items_of(
+                    found, model=name, set_name=scored.name, split=scored.split
+                )
                 if len(of_seeds) == 1:
-                    pages.append((model_name(one, cache.embedder), cache, scored))
+                    pages.append((name, cache, scored))
         name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
         rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
     rows += _alignments(pages)
@@ -99,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_index() == 0:
         about = {"environment": environment(), "missing": missing, "left_out": left_out}
         about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
-        results.write(rows, out, about)
+        results.write(rows, items, out, about)
         print(*results.summary(rows), sep="\n")
         for name, reasons in left_out.items():
             print(*(f"Left out of {name}: {n:,} ({why})" for why, n in reasons.items()), sep="\n")

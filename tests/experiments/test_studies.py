@@ -1,0 +1,129 @@
+"""The studies that are here: what they list, what they cost, and what the miniature plants."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipelines.subset import SubsetOptions, make_subset
+from data_pipelines.synthetic import SyntheticConfig, build_synthetic
+from experiments import cost
+from experiments.ablations import sweep as ablations
+from experiments.miniature import sweep as miniature
+from experiments.quality_vs_scale import sweep as quality_vs_scale
+from experiments.study import load_sweep
+from jaxclip.data.record import hash64
+
+
+@pytest.mark.parametrize(
+    "name, runs",
+    [("miniature", 18), ("real_small", 12), ("quality_vs_scale", 132), ("ablations", 105)],
+)
+def test_every_study_is_valid_and_tells_its_cost(name, runs):
+    sweep = load_sweep(f"experiments/{name}/sweep.py")
+    assert len(sweep.runs) == runs
+    lines = cost.estimate(sweep)
+    assert sweep.question in lines[0] and any("assumed" in line for line in lines)
+
+
+def test_sizes_of_a_source_are_nested_and_budgets_are_the_designs():
+    sweep = quality_vs_scale.get_sweep("D")
+    of_design = {d: [r for r in sweep.runs if r.axes["design"] == d] for d in
+                 ("fixed_samples", "fixed_epochs", "fixed_compute")}  # fmt: skip
+    assert {r.axes["samples_seen"] for r in of_design["fixed_samples"]} == {112_000_000}
+    for run in of_design["fixed_epochs"]:
+        assert run.axes["samples_seen"] == 32 * run.axes["unique_pairs"]
+    budget = 112_000_000 * cost.flops_per_pair(quality_vs_scale.get_config("D"))
+    for run in of_design["fixed_compute"]:
+        spent = run.axes["samples_seen"] * cost.flops_per_pair(run.config)
+        assert 0.99 * budget < spent <= budget
+    mixes = {run.data.mix for run in sweep.runs}
+    assert mixes == {quality_vs_scale.MIX}  # matched between the sources
+
+
+def test_each_ablation_changes_one_thing_of_the_base():
+    sweep = ablations.get_sweep("D")
+    by_variant = {r.axes["variant"]: r for r in sweep.runs if r.axes["seed"] == 0}
+    assert len(sweep.runs) == 3 * len(ablations.VARIANTS)
+    base = by_variant.pop("")
+    assert len({run.config_hash for run in by_variant.values()} | {base.config_hash}) == len(
+        ablations.VARIANTS
+    )
+    for name, run in by_variant.items():
+        same = [run.config == base.config, run.data == base.data]
+        assert sorted(same) == [False, True], name  # the recipe or the data, not both
+    all_but_one = by_variant["without_sharp"].data.where
+    assert "sharpness" not in all_but_one and "short_side >= 224" in all_but_one
+
+
+# --- What the miniature plants --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    config = SyntheticConfig(size=120, image_size=64, test_fraction=0.2, validation_fraction=0.05)
+    dials = {
+        "clean": {},
+        "repeated": {"copies": miniature.COPIES},
+        "mismatched": {"swap_fraction": miniature.MISMATCHED},
+    }
+    assert dials.keys() == miniature.SOURCES.keys()
+    return {
+        name: build_synthetic(
+            dataclasses.replace(config, **dial), str(folder / name), workers=1, tokenizer_vocab=0
+        )
+        for name, dial in dials.items()
+    }
+
+
+def pairs(dataset, positions):
+    """Of each record, its image and caption."""
+    records = [dataset[int(i)] for i in positions]
+    return sorted(hash64(record.image + record.caption.encode()) for record in records)
+
+
+def test_a_repeated_subset_is_a_clean_one_of_a_quarter_four_times(corpora, tmp_path):
+    for size, seed in itertools.product((9, 36), (0, 1)):
+        subsets = [
+            make_subset(
+                SubsetOptions(
+                    dataset=str(corpora[name].path), size=n, seed=seed,
+                    out=str(tmp_path / f"{name}{n}-{seed}"),
+                )
+            )
+            for name, n in (("clean", size), ("repeated", 4 * size))
+        ]  # fmt: skip
+        clean, repeated = (pairs(s.dataset, s.positions("train")) for s in subsets)
+        assert repeated == sorted(4 * clean) and len(set(clean)) == size
+
+
+def test_held_out_figures_are_the_same_and_clean(corpora):
+    held_out = {}
+    for name, dataset in corpora.items():
+        positions = dataset.positions("test")
+        held_out[name] = pairs(dataset, positions)
+        assert not dataset.columns(["caption_is_swapped"])[0].to_numpy()[positions].any()
+    assert held_out["clean"] == held_out["repeated"] == held_out["mismatched"]
+    articles = [
+        {name: set(np.asarray(d.columns(["article_id"])[0])[d.positions(name)])
+         for name in ("train", "test")}
+        for d in corpora.values()
+    ]  # fmt: skip
+    assert all(not of["train"] & of["test"] for of in articles)
+
+
+def test_four_of_five_captions_are_of_other_figures(corpora):
+    dataset = corpora["mismatched"]
+    swapped = dataset.columns(["caption_is_swapped"])[0].to_numpy()[dataset.positions("train")]
+    n = len(swapped)
+    assert abs(swapped.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / n)
+
+
+def test_the_planted_rates_are_those_of_the_corpora():
+    sweep = miniature.get_sweep("D")
+    assert sweep.planted == {"repeated": (4, 4), "mismatched": (5, None)}
+    steps = set(np.divide(miniature.SIZES[1:], miniature.SIZES[:-1]))
+    assert steps == {miniature.COPIES} and miniature.SIZES[0] % miniature.COPIES == 0
+    assert all(run.config.loss.ignore == ("same_image",) for run in sweep.runs)
