@@ -4,6 +4,7 @@ A job that is preempted or runs out of its time saves and is queued again by sub
 where it stopped. A run is one job on one host, with all of the host's devices that the job has.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,10 @@ class Job(Worker):
     """A worker that submitit can interrupt and queue again."""
 
     def checkpoint(self) -> Any:
-        from submitit.helpers import DelayedSubmission
-
         self.stop()
         if self._process:
             self._process.wait()
-        return DelayedSubmission(Job(self.run_dir))
+        return import_submitit().helpers.DelayedSubmission(Job(self.run_dir))
 
 
 def launch(
@@ -47,12 +46,7 @@ def launch(
     Raises:
       ValueError: submitit is not installed, or refuses a setting.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise ValueError(
-            "launcher ('slurm') needs submitit. Install it: pip install jaxclip[slurm]."
-        ) from None
+    submitit = import_submitit()
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(name="jaxclip", **dict(map(parse_setting, settings)))
@@ -72,6 +66,24 @@ def launch(
     for job, run_dir in zip(jobs, run_dirs, strict=True):
         if error := job.exception():  # of the worker itself: a run that fails is told by its status
             print(f"{run_dir.name}: {str(error).strip().splitlines()[-1]}", flush=True)
+
+
+def import_submitit() -> Any:
+    """The module, without its configuration of logging, which closes absl's here; jobs have it."""
+    name = "SUBMITIT_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ[name] = "NOCONFIG"
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            "launcher ('slurm') needs submitit. Install it: pip install jaxclip[slurm]."
+        ) from None
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+    return submitit
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

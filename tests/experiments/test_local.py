@@ -21,7 +21,7 @@ local.launch(run_dirs, Watch(run_dirs), devices=2)
 """
 
 
-def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
+def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(local, "POLL", 0.05)
     run_dirs = [
         fake_run(tmp_path, name, train="sys.exit('Error: out of luck.')" if name == "b" else "pass")
@@ -29,7 +29,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
     ]
     local.launch(run_dirs, Watch(run_dirs), devices=2)
     assert [is_done(run_dir) for run_dir in run_dirs] == [True, False, True]
-    out = capfd.readouterr().out
+    out = capsys.readouterr().out
     assert "Error: out of luck." in out and "2 of 3 done, 1 failed" in out
     fake_run(tmp_path, "b", train="pass")
     local.launch(run_dirs, Watch(run_dirs), devices=1)

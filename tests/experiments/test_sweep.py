@@ -46,7 +46,7 @@ def study(tiny_dataset, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", flags(devices=1))
         done = subprocess.run(
-            [*command, f"--workdir={folder / 'W'}", "--devices=2"],
+            [*command, f"--workdir={folder / 'W'}", "--devices=1"],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
