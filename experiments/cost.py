@@ -5,7 +5,9 @@ an assumed share of it that training reaches (MFU), which is printed with them.
 """
 
 import collections
+import copy
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from jaxclip.train_step import train_flops_per_pair
 MFU = 0.35
 DEVICES = {"H100": "H100", "v5e": "TPU v5 lite", "v6e": "TPU v6 lite"}  # shown -> in PEAK_FLOPS
 VOCABULARY = 32_768  # where no tokenizer is open yet; embedding tables count in bytes, not in FLOPs
+_SHAPES: dict[str, Any] = {}  # by model: a study has few, and a second is needed for each
 RECORD_BYTES = 45_000  # of a stored image and its texts, where the dataset is not there
 
 
@@ -36,8 +39,16 @@ def inputs_of(config: TrainConfig) -> clip.Inputs:
 
 def params_of(config: TrainConfig) -> Any:
     """Shapes of the parameters."""
-    inputs = inputs_of(config)
-    return jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
+    model, inputs = copy.deepcopy(config.model), inputs_of(config)
+    for tower in (model.image, model.text):
+        if transformer := getattr(tower, "transformer", None):
+            transformer.attention = "xla"  # the same parameters, and no GPU is needed here
+    name = repr((model, inputs))
+    if name not in _SHAPES:
+        _SHAPES[name] = jax.eval_shape(
+            functools.partial(clip.init, model, inputs), jax.random.key(0)
+        )
+    return _SHAPES[name]
 
 
 def flops_per_pair(config: TrainConfig) -> float:

@@ -49,10 +49,12 @@ def context(length: int) -> Change:
     return change
 
 
-def texts(*fields: str, combine: str = "join") -> Change:
+def texts(*fields: str, combine: str = "join", length: int = 512) -> Change:
+    """Longer texts need a longer context: what they add is told against context_512."""
+
     def change(config, data):
         config.data.text.fields, config.data.text.combine = fields, combine
-        config.data.tokenizer.context_length = 512
+        config.data.tokenizer.context_length = length
 
     return change
 
@@ -102,7 +104,7 @@ VARIANTS: dict[str, Change | None] = {
     "references": texts("panel_caption", "caption", "references"),
     "summary": texts("panel_caption", "caption", "summary"),
     "one_text_a_step": texts("panel_caption", "caption", "references", combine="sample"),
-    "whole_caption": texts("caption", combine="first"),
+    "whole_caption": texts("caption", combine="first", length=256),
     "whole_figures": whole_figures,
     "all_filters": where(*FILTERS.values()),
     **{f"without_{n}": where(*(c for m, c in FILTERS.items() if m != n)) for n in FILTERS},

@@ -16,10 +16,9 @@ All are scored on the same held-out figures, of other articles, which are clean.
 
 import itertools
 
-from configs.common import tiny_clip
+from configs.common import study_clip
 from data_pipelines.subset import SubsetOptions
 from experiments.study import Sweep, make_run
-from jaxclip.config import TrainConfig
 
 COPIES, MISMATCHED = 4, 0.8
 SOURCES = {
@@ -36,26 +35,14 @@ DRAW = (
 )
 
 
-def get_config(tokenizer: str) -> TrainConfig:
-    """Towers of 2 layers of width 64: half a minute a run on one core."""
-    config = tiny_clip(image_size=64, patch_size=16, context_length=24)
-    for tower in (config.model.image, config.model.text):
-        tower.transformer.width, tower.transformer.depth, tower.transformer.num_heads = 64, 2, 2
-    config.model.embed_dim = 64
-    config.data.tokenizer.path = tokenizer  # one for all, as scores must not depend on it
-    config.loss.ignore = ("same_image",)  # copies of a pair are no negatives of each other
-    config.eval.split = ""
-    config.log.tensorboard = False
-    return config
-
-
 def get_sweep(data: str = "datasets/miniature") -> Sweep:
     """data: the folder that the corpora are in, or are drawn into."""
-    config = get_config(f"{data}/clean/tokenizer.json")
+    config = study_clip(context_length=24)
+    config.data.tokenizer.path = f"{data}/clean/tokenizer.json"  # one for all
+    config.loss.ignore = ("same_image",)  # copies of a pair are no negatives of each other
     runs = []
-    for source, size, seed in itertools.product(SOURCES, SIZES, SEEDS):
-        config.seed = seed
-        subset = SubsetOptions(dataset=f"{data}/{source}", size=size, seed=seed)
+    for source, size, config.seed in itertools.product(SOURCES, SIZES, SEEDS):
+        subset = SubsetOptions(dataset=f"{data}/{source}", size=size, seed=config.seed)
         runs.append(make_run(config, subset, source=source, samples_seen=SAMPLES, model="tiny"))
     return Sweep(
         name="miniature",

@@ -12,7 +12,7 @@ figures teach little: most differences will not be told apart from none, and the
 import itertools
 import os
 
-from configs.common import tiny_clip
+from configs.common import study_clip
 from data_pipelines.subset import SubsetOptions
 from experiments.study import Sweep, make_run
 
@@ -30,11 +30,9 @@ BUILT = "datasets/real_small"
 def get_sweep(data: str = "../shared/data") -> Sweep:
     """data: the folder with pmc_articles, vqa_rad and mednist."""
     dataset, sets = f"{BUILT}/pmc", f"{BUILT}/sets"
-    config = tiny_clip(image_size=64, patch_size=16, context_length=64)
+    config = study_clip(context_length=64)
     config.data.tokenizer.path = f"{dataset}/tokenizer.json"
     config.loss.ignore = ("same_figure",)
-    config.eval.split = ""
-    config.log.tensorboard = False
     runs = []
     for (name, where), config.seed in itertools.product(FILTERS.items(), SEEDS):
         for size in (SIZE,) if name else (SIZE, 0):

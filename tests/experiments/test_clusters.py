@@ -70,7 +70,10 @@ def test_a_task_file_says_all_that_the_machine_needs(written):
 
 def test_skypilots_own_parser_takes_it(written):
     sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install jaxclip[sky]")
+    from sky.utils import common_utils, schemas
+
     content = yaml.safe_load(written[0].read_text())
+    common_utils.validate_schema(content, schemas.get_task_schema(), "Invalid task: ")
     # opening a bucket asks the cloud: everything else is parsed as SkyPilot does
     assert (
         sky.Task.from_yaml_config({**content, "workdir": None, "file_mounts": None}).num_nodes == 1

@@ -53,7 +53,7 @@ def test_an_unknown_choice_is_refused():
 def test_the_header_says_the_hours(corpus):
     """`B/16 2.6 and L/14 7.9 hours on 8 H100`: FLOPs from the shapes, at 35 % MFU."""
     module = importlib.import_module(f"configs.{corpus}")
-    said = re.search(r"B/16 ([\d.]+) and L/14\s+([\d.]+) hours on 8 H100", module.__doc__)
+    said = re.search(r"B/16 ([\d.]+) and L/14\s+([\d.]+) hours\s+on\s+8\s+H100", module.__doc__)
     assert said, module.__doc__
     for model, hours in zip(biomedical.MODELS, said.groups(), strict=True):
         config = module.get_config(f"{model},paper")

@@ -18,7 +18,7 @@ from jaxclip.data.record import hash64
 
 @pytest.mark.parametrize(
     "name, runs",
-    [("miniature", 18), ("real_small", 12), ("quality_vs_scale", 132), ("ablations", 105)],
+    [("miniature", 18), ("real_small", 12), ("quality_vs_scale", 132), ("ablations", 114)],
 )
 def test_every_study_is_valid_and_tells_its_cost(name, runs):
     sweep = load_sweep(f"experiments/{name}/sweep.py")
