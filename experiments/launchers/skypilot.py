@@ -3,7 +3,8 @@
 A task file a run. SkyPilot brings the repository to the machine, mounts the bucket that the study's
 folder and the datasets lie in, and starts the worker; when the machine is taken away, `sky jobs`
 finds another, and the run goes on from its newest checkpoint. A run is one host's: at most 8 GPUs,
-v5e-8 or v6e-8.
+v5e-8 or v6e-8. SkyPilot itself is not needed here, and is best installed apart (pipx): it pins
+versions that others of ours exclude.
 """
 
 import shlex

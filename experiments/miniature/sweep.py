@@ -3,11 +3,11 @@ r"""What is better data worth, where the answer is known? The study in small: `m
 Three corpora are drawn from the same figures, and differ in what is done to their training pairs:
 
   clean       every figure once, with its caption: the reference
-  repeated    every pair is stored 4 times. The order of subsets goes by content, so a subset of N
-              records is the clean one of N / 4, four times; and with copies no negatives of each
-              other, the same samples seen train the same model. One clean pair is worth exactly 4.
-  mismatched  four captions of five belong to other figures. Its N records hold N / 5 true pairs,
-              and the rest mislead: one clean pair is worth at least 5.
+  repeated    every pair is stored 6 times. The order of subsets goes by content, so a subset of N
+              records is the clean one of N / 6, six times; and with copies no negatives of each
+              other, the same samples seen train the same model. One clean pair is worth exactly 6.
+  mismatched  seven captions of eight are of other figures. Its N records hold N / 8 true pairs,
+              and the rest mislead: one clean pair is worth at least 8.
 
 All are scored on the same held-out figures, of other articles, which are clean.
 
@@ -20,17 +20,17 @@ from configs.common import study_clip
 from data_pipelines.subset import SubsetOptions
 from experiments.study import Sweep, make_run
 
-COPIES, MISMATCHED = 4, 0.8
+COPIES, MISMATCHED = 6, 0.875
 SOURCES = {
     "clean": "",
     "repeated": f" --copies={COPIES}",
     "mismatched": f" --swap_fraction={MISMATCHED}",
 }
-SIZES = (240, 960, 3840)  # steps of COPIES: `repeated` holds what `clean` holds a step below
+SIZES = (60, 360, 2160)  # steps of COPIES: `repeated` holds what `clean` holds a step below
 SEEDS = (0, 1)
-SAMPLES = 16_384
+SAMPLES = 18_432
 DRAW = (
-    "python -m data_pipelines.synthetic --size=6000 --image_size=64 --test_fraction=0.3 "
+    "python -m data_pipelines.synthetic --size=4800 --image_size=64 --test_fraction=0.48 "
     "--validation_fraction=0.02 --tokenizer_vocab=1024 --out={path}{dials}"
 )
 
