@@ -41,7 +41,7 @@ def get_sweep(data: str = "datasets/miniature") -> Sweep:
     config.data.tokenizer.path = f"{data}/clean/tokenizer.json"  # one for all
     config.loss.ignore = ("same_image",)  # copies of a pair are no negatives of each other
     runs = []
-    for source, size, config.seed in itertools.product(SOURCES, SIZES, SEEDS):
+    for size, source, config.seed in itertools.product(SIZES[::-1], SOURCES, SEEDS):
         subset = SubsetOptions(dataset=f"{data}/{source}", size=size, seed=config.seed)
         runs.append(make_run(config, subset, source=source, samples_seen=SAMPLES, model="tiny"))
     return Sweep(

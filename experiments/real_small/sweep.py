@@ -1,10 +1,10 @@
-r"""Do filters help on real articles? A thousand figures of PMC, on 2 CPU cores.
+r"""Do filters help on real articles? Two thousand panels of PMC's figures, on 2 CPU cores.
 
 301 articles (../shared/data/pmc_articles; or DATA/pmc_articles with DATA behind the colon) become a
-dataset with every signal. The same number of figures is drawn after each filter, and trained on for
-the same number of samples; all figures, unfiltered, are there too. Scored on figures of articles
-never seen, and without further training on VQA-RAD's organs and MedNIST's classes. A thousand
-figures teach little: most differences will not be told apart from none, and the report says so.
+dataset of panels with every signal. As many panels are drawn after each filter, and trained on for
+the same number of samples; all panels, unfiltered, are there too. Scored on articles never seen,
+and without further training on VQA-RAD's organs and MedNIST's classes. So few teach little: most
+differences will not be told apart from none, and the report says so.
 
   python -m experiments.sweep experiments/real_small/sweep.py --make_data --workdir=W
 """
@@ -23,7 +23,7 @@ FILTERS = {
     "no_text_in_image": "text_share < 0.05",
     "single_panels": "compound_probability < 0.5",
 }
-SIZE, SEEDS, SAMPLES = 256, (0, 1), 12_800
+SIZE, SEEDS, SAMPLES = 192, (0, 1), 12_800
 BUILT = "datasets/real_small"
 
 
@@ -32,6 +32,7 @@ def get_sweep(data: str = "../shared/data") -> Sweep:
     dataset, sets = f"{BUILT}/pmc", f"{BUILT}/sets"
     config = study_clip(context_length=64)
     config.data.tokenizer.path = f"{dataset}/tokenizer.json"
+    config.data.text.fields = ("panel_caption", "caption")
     config.loss.ignore = ("same_figure",)
     runs = []
     for (name, where), config.seed in itertools.product(FILTERS.items(), SEEDS):
@@ -44,7 +45,7 @@ def get_sweep(data: str = "../shared/data") -> Sweep:
             )
     return Sweep(
         name="real_small",
-        question="Do filters help, at one number of pairs, on a thousand real figures?",
+        question="Do filters help, at one number of pairs, on two thousand panels of real figures?",
         runs=runs,
         evaluations={
             "own": (f"--data={dataset}", "--split=test", "--suite=retrieval"),
@@ -54,7 +55,7 @@ def get_sweep(data: str = "../shared/data") -> Sweep:
         },
         make_data={
             f"{dataset}/manifest.json": f"python -m data_pipelines.pmc --out={dataset} "
-            f"--input={data}/pmc_articles --panels=figures --split=0.8,0.05,0.15"
+            f"--input={data}/pmc_articles --panels=panels --split=0.75,0.05,0.2"
         }
         | _links(data, sets),
         reference="pmc",

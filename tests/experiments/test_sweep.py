@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import sweep
-from experiments.collect import collect
+from experiments.collect import collect, missing_sets
 from experiments.sweep import SweepOptions, main
 from experiments.worker import read_status
+from tests.experiments.fake import fake_run
 from tests.xla import flags
 
 ROOT = Path(__file__).parent.parent.parent
@@ -144,3 +145,12 @@ def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):
     one.make_data = {str(tmp_path / "x"): "false"}
     with pytest.raises(ValueError, match="ended with code 1"):
         sweep.prepare_data(one, make_data=True)
+
+
+def test_evaluation_sets_that_were_not_there_are_told(tmp_path):
+    run_dirs = [fake_run(tmp_path, name, train="pass", test="pass") for name in "ab"]
+    for run_dir in run_dirs:
+        (run_dir / "evaluation" / "test").mkdir(parents=True)
+        said = {"missing": ["Skipped: BACH is not in D."]}
+        (run_dir / "evaluation" / "test" / "results.json").write_text(json.dumps(said))
+    assert missing_sets(run_dirs) == ["In 2 runs: Skipped: BACH is not in D."]
