@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -84,9 +85,8 @@ class Watch:
             lines = [one.line() for one in looks if one.state not in ("waiting", "done")]
             lines.append(self.summary(looks))
             above = f"\x1b[{self._drawn}A" if self._drawn else ""
-            print(
-                above + "\n".join(f"\x1b[2K{line[:200]}" for line in lines) + "\x1b[J", flush=True
-            )
+            columns = shutil.get_terminal_size().columns - 1  # a line that wraps is two to redraw
+            print(above + "\n".join(f"\x1b[2K{x[:columns]}" for x in lines) + "\x1b[J", flush=True)
             self._drawn = len(lines)
             return
         changed = [one for one in looks if self._states.get(one.run_id, "waiting") != one.state]

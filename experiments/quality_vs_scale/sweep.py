@@ -6,7 +6,7 @@ and had one seed. Here every axis is on its own:
   fixed_samples  112 M samples seen (Open-PMC's own budget) of 100k to all pairs: scale alone
   fixed_epochs   32 passes over 100k to 1M pairs: scale with the compute it usually gets
   fixed_compute  the FLOPs of B/16's 112 M samples spent on S/16 and L/14, on 1M pairs
-  quality        300k pairs after each filter: quality alone
+  variants       300k pairs after each filter, and with the corpus's own mix: quality alone
 
 Subsets are nested, have the same mix of modalities in every corpus (MIX, by our own classifier, as
 the releases' labels are not comparable), and hold nothing that is in an evaluation set. One
@@ -39,14 +39,13 @@ SEEDS = (0, 1, 2)
 SAMPLES, EPOCHS = biomedical.MATCHED_SAMPLES, 32
 MIX = ("radiology=0.35", "microscopy=0.45", "visible light=0.2")
 FILTERS = {  # over the columns of signals.py; each keeps what it says
-    "no_charts": "chart_likeness < 0.5",
     "single_panels": "compound_probability < 0.5",
     "long_captions": "caption_words >= 20",
     "no_text_in_image": "text_share < 0.05",
     "caption_names_modality": "modality_overlap >= 0.5",
     "sharp": "sharpness >= 100 AND short_side >= 224",
 }
-SETS = ("quilt_1m", "mimic_cxr", "deepeyenet", "roco", "pathmnist", "dermamnist", "octmnist",
+SETS = ("mimic_cxr", "deepeyenet", "roco", "pathmnist", "dermamnist", "octmnist",
         "pneumoniamnist", "retinamnist", "breastmnist", "bloodmnist", "organamnist", "pcam", "bach",
         "nct_crc_he", "ham10000", "sicapv2", "vqa_rad")  # fmt: skip
 
@@ -64,9 +63,12 @@ def get_config(data: str, model: str = "B/16") -> TrainConfig:
     return config
 
 
-def subset(data: str, source: str, size: int, seed: int, where: str = "true") -> SubsetOptions:
+def subset(
+    data: str, source: str, size: int, seed: int, where: str = "true", mix: tuple[str, ...] = MIX
+) -> SubsetOptions:
     return SubsetOptions(
-        dataset=f"{data}/{source}", size=size, seed=seed, where=where, stratify="modality", mix=MIX,
+        dataset=f"{data}/{source}", size=size, seed=seed, where=where, mix=mix,
+        stratify="modality" if mix else "",
         exclude=(f"{data}/overlap/exclude/{source}-in-evals.npy",),
     )  # fmt: skip
 
@@ -101,8 +103,9 @@ def compute_runs(data: str) -> Iterator[Run]:
 def quality_runs(data: str) -> Iterator[Run]:
     """One size, one filter at a time; scale_runs has it without any."""
     config = get_config(data)
-    for source, (name, where), config.seed in itertools.product(SOURCES, FILTERS.items(), SEEDS):
-        chosen = subset(data, source, 300_000, config.seed, where)
+    variants = {"own_mix": ("true", ())} | {name: (where, MIX) for name, where in FILTERS.items()}
+    for source, name, config.seed in itertools.product(SOURCES, variants, SEEDS):
+        chosen = subset(data, source, 300_000, config.seed, *variants[name])
         yield make_run(
             config, chosen, source=source, samples_seen=SAMPLES, model="B/16", variant=name
         )
@@ -117,7 +120,9 @@ def get_sweep(data: str = "DATA") -> Sweep:
             "public": (
                 f"--sets_dir={data}/evals", "--suite=retrieval,zero_shot,probe",
                 *(f"--set={name}" for name in SETS),
-            )
+            ),
+            # as papers do
+            "quilt": (f"--sets_dir={data}/evals", "--set=quilt_1m", "--split=validation"),
         },
         reference="open_pmc",
         metric="roco/test/image_to_text/recall@10",
