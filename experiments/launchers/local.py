@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.progress import Watch
-from experiments.worker import EXIT_BUSY, EXIT_CODES, read_status, write_json
+from experiments.worker import EXIT_BUSY, EXIT_CODES, claim, read_status, write_json
 from jaxclip.data.pipeline import num_cores
 
 POLL = 1.0  # seconds
@@ -20,9 +20,8 @@ POLL = 1.0  # seconds
 def launch(run_dirs: Sequence[Path], watch: Watch, devices: int = 0) -> None:
     """Carries out the runs, so many at a time, and waits for them.
 
-    A run that fails does not stop the others. One that another process is at work on, as the
-    training that a killed sweep left behind, is waited for. SIGTERM and Ctrl-C stop all of them
-    after saving.
+    A run that fails does not stop the others. What a killed sweep left running is waited for first,
+    as it holds the devices. SIGTERM and Ctrl-C stop all runs after saving.
 
     Args:
       devices: runs at a time; the GPUs and cores of this machine are shared out between them. 0:
@@ -33,6 +32,9 @@ def launch(run_dirs: Sequence[Path], watch: Watch, devices: int = 0) -> None:
     queue, running = deque(run_dirs), {}
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        while any(map(is_held, run_dirs)):
+            watch.show()
+            time.sleep(POLL)
         while queue or running:
             for slot in [s for s, (_, process) in running.items() if process.poll() is not None]:
                 run_dir, process = running.pop(slot)
@@ -73,6 +75,11 @@ def start(run_dir: Path, slot: int, devices: int, gpus: Sequence[str]) -> subpro
         return subprocess.Popen(
             command, env=env, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
         )
+
+
+def is_held(run_dir: Path) -> bool:
+    with claim(run_dir) as lock:
+        return lock is None
 
 
 def note_crash(run_dir: Path, code: int) -> None:
