@@ -39,6 +39,7 @@ FILTERS = {
 }
 MODALITIES = ("radiology", "microscopy", "visible light")
 THRESHOLDS = (0.3, 0.5, 0.7)  # of the alignment of panels with their part of the caption
+SETS = ("mimic_cxr", "deepeyenet", "pathmnist", "organamnist", "dermamnist", "vqa_rad")
 Change = Callable[[TrainConfig, SubsetOptions], None]
 
 
@@ -142,11 +143,7 @@ def get_sweep(data: str = "DATA") -> Sweep:
         question="What does each part of the recipe and of the data contribute?",
         runs=runs,
         evaluations={
-            "public": (
-                f"--sets_dir={data}/evals", "--suite=retrieval,zero_shot,probe", "--set=mimic_cxr",
-                "--set=deepeyenet", "--set=pathmnist", "--set=organamnist", "--set=dermamnist",
-                "--set=vqa_rad",
-            ),
+            "public": (f"--sets_dir={data}/evals", *(f"--set={name}" for name in SETS)),
             # as papers do
             "quilt": (f"--sets_dir={data}/evals", "--set=quilt_1m", "--split=validation"),
         },

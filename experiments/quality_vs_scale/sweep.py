@@ -45,9 +45,9 @@ FILTERS = {  # over the columns of signals.py; each keeps what it says
     "caption_names_modality": "modality_overlap >= 0.5",
     "sharp": "sharpness >= 100 AND short_side >= 224",
 }
-SETS = ("mimic_cxr", "deepeyenet", "roco", "pathmnist", "dermamnist", "octmnist",
-        "pneumoniamnist", "retinamnist", "breastmnist", "bloodmnist", "organamnist", "pcam", "bach",
-        "nct_crc_he", "ham10000", "sicapv2", "vqa_rad")  # fmt: skip
+PROBED = ("pathmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist",
+          "bloodmnist", "organamnist", "pcam", "bach", "nct_crc_he", "ham10000")  # fmt: skip
+SETS = (*PROBED, "mimic_cxr", "deepeyenet", "roco", "sicapv2", "vqa_rad")
 
 
 def get_config(data: str, model: str = "B/16") -> TrainConfig:
@@ -117,9 +117,9 @@ def get_sweep(data: str = "DATA") -> Sweep:
         question="How many pairs of PMC-OA or BIOMEDICA is one pair of Open-PMC worth?",
         runs=list(scale_runs(data)) + list(compute_runs(data)) + list(quality_runs(data)),
         evaluations={
-            "public": (
-                f"--sets_dir={data}/evals", "--suite=retrieval,zero_shot,probe",
-                *(f"--set={name}" for name in SETS),
+            "public": (f"--sets_dir={data}/evals", *(f"--set={name}" for name in SETS)),
+            "probes": (
+                f"--sets_dir={data}/evals", "--suite=probe", *(f"--set={name}" for name in PROBED)
             ),
             # as papers do
             "quilt": (f"--sets_dir={data}/evals", "--set=quilt_1m", "--split=validation"),

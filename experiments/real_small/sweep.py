@@ -49,9 +49,8 @@ def get_sweep(data: str = "../shared/data") -> Sweep:
         runs=runs,
         evaluations={
             "own": (f"--data={dataset}", "--split=test", "--suite=retrieval"),
-            "public": (
-                f"--sets_dir={sets}", "--set=vqa_rad", "--set=mednist", "--suite=zero_shot,probe"
-            ),
+            "organs": (f"--sets_dir={sets}", "--set=vqa_rad", "--suite=zero_shot"),
+            "mednist": (f"--sets_dir={sets}", "--set=mednist", "--suite=zero_shot,probe"),
         },
         make_data={
             f"{dataset}/manifest.json": f"python -m data_pipelines.pmc --out={dataset} "

@@ -17,6 +17,7 @@ from experiments.miniature import sweep as miniature
 from experiments.quality_vs_scale import sweep as quality_vs_scale
 from experiments.study import load_sweep
 from jaxclip.data.record import Dataset, hash64
+from jaxclip.evals.declared import DECLARED
 
 
 @pytest.mark.parametrize(
@@ -155,3 +156,14 @@ def test_filters_are_over_signals_that_there_are(name, measured):
     assert len(filters) > 4
     for where in filters:
         check_where(connection, where)  # raises for a column that is not there
+
+
+@pytest.mark.parametrize("name", ["quality_vs_scale", "ablations", "real_small"])
+def test_evaluations_ask_of_a_set_what_it_can_give(name):
+    for arguments in load_sweep(f"experiments/{name}/sweep.py").evaluations.values():
+        of_flag = [argument.partition("=")[::2] for argument in arguments]
+        for one in (DECLARED[value] for flag, value in of_flag if flag == "--set"):
+            if "probe" in dict(of_flag).get("--suite", ""):
+                assert one.prompts and one.split in ("official", "hash"), one.title  # has a train
+            if dict(of_flag).get("--split") == "validation":
+                assert one.split == "official", one.title
