@@ -4,9 +4,11 @@ from jaxclip.config import TrainConfig
 from jaxclip.data.image import ImageConfig
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.pretrained.family import Family
 from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
+from jaxclip.start import open_model
 
 
 def tiny_clip(*, image_size: int, patch_size: int, context_length: int) -> TrainConfig:
@@ -44,3 +46,13 @@ def study_clip(*, context_length: int) -> TrainConfig:
 def tiny_transformer() -> TransformerConfig:
     # unrolled, and without erf or tanh: faster on a CPU
     return TransformerConfig(width=128, depth=4, num_heads=4, activation="quick_gelu", scan=False)
+
+
+def named_model(checkpoint: str, config: str) -> Family:
+    """What stands after the colon of --config=configs/CONFIG.py:CHECKPOINT."""
+    if not checkpoint:
+        raise ValueError(
+            f"--config=configs/{config}.py must name a checkpoint: "
+            f"--config=configs/{config}.py:CHECKPOINT."
+        )
+    return open_model(checkpoint)

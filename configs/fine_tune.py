@@ -11,28 +11,20 @@ with --config.eval.zero_shot=PROMPTS. Time: that of the model, five epochs.
       --workdir=RUN
 """
 
+from configs.common import named_model
 from jaxclip.config import TrainConfig
-from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
-from jaxclip.start import open_model
 
 
 def get_config(checkpoint: str = "") -> TrainConfig:
-    if not checkpoint:
-        raise ValueError(
-            "--config=configs/fine_tune.py must name a checkpoint: "
-            "--config=configs/fine_tune.py:CHECKPOINT."
-        )
-    family = open_model(checkpoint)
+    family = named_model(checkpoint, "fine_tune")
     config = TrainConfig(batch_size=1024, duration=Duration(amount=5, unit="epochs"))
     config.init = checkpoint
     config.model, config.data.image = family.model, family.image
     config.data.tokenizer = family.tokenizer
     config.model.dtype = "bfloat16"
-    if isinstance(config.model.image, ViTConfig):
-        config.model.image.naflex = False  # the loader gives squares; the parameters are the same
     if config.model.init_logit_bias:
-        config.loss.name, config.loss.max_logit_scale = "sigmoid", 0.0
+        config.loss.name = "sigmoid"
     config.optimizer.peak_lr = 5e-5
     config.optimizer.weight_decay = 0.0  # it would pull towards zero, away from the checkpoint
     config.optimizer.warmup = Duration(amount=5, unit="percent")

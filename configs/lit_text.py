@@ -8,19 +8,13 @@ CPU cores; tried there for 8 steps only (loss 5.20 -> 5.05): what it reaches is 
       --workdir=RUN
 """
 
-from configs.common import tiny_clip
+from configs.common import named_model, tiny_clip
 from jaxclip.config import TrainConfig
-from jaxclip.models.pretrained import open_checkpoint
 from jaxclip.optimizer import Duration
 
 
 def get_config(checkpoint: str = "") -> TrainConfig:
-    if not checkpoint:
-        raise ValueError(
-            "--config=configs/lit_text.py must name a checkpoint: "
-            "--config=configs/lit_text.py:CHECKPOINT."
-        )
-    family = open_checkpoint(checkpoint)
+    family = named_model(checkpoint, "lit_text")
     config = tiny_clip(image_size=64, patch_size=16, context_length=64)
     config.duration = Duration(amount=20, unit="epochs")
     config.init_text = checkpoint

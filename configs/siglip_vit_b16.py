@@ -27,7 +27,6 @@ def get_config() -> TrainConfig:
         init_logit_bias=-10.0,
     )
     config.loss.name = "sigmoid"
-    config.loss.max_logit_scale = 0.0
     config.data.image.mean = config.data.image.std = (0.5, 0.5, 0.5)
     config.data.image.resize = "squash"
     config.data.tokenizer.context_length = 64

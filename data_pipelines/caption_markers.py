@@ -59,7 +59,8 @@ def find_markers(text: str) -> list[Marker]:
     for series, labels in SERIES.items():
         candidates = list(_candidates(text, series))
         for order, styles in enumerate(STYLES):
-            chosen = _in_order([m for m in candidates if m.style in styles], labels)
+            same_style = [m for m in candidates if m.style in styles]
+            chosen = _all_once(same_style, labels) or _in_order(same_style, labels)
             count = len({label for marker in chosen for label in marker.labels})
             if count < 2 or (series == "digit" and count < 3 and "paren" not in styles):
                 continue
@@ -178,6 +179,13 @@ def _resolve(text: str, markers: Sequence[Marker]) -> list[Marker]:
 # --- The series they form ----------------------------------------------------------------------
 
 
+def _all_once(markers: Sequence[Marker], names: Sequence[str]) -> Sequence[Marker]:
+    """The markers, if they are the whole beginning of the series, each label once, in any order:
+    "eyes (c, d) and legs (a, b)"."""
+    found = sorted(names.index(label) for marker in markers for label in marker.labels)
+    return markers if found and found == list(range(len(found))) else []
+
+
 def _in_order(markers: Sequence[Marker], names: Sequence[str]) -> list[Marker]:
     """The markers that go on with the series, and those that come back to a label at a clause's
     start. One label may be left out; a series begins with its first label."""
@@ -204,7 +212,7 @@ def _fill(
         if have.isdisjoint(marker.labels) and not (marker.style == "bare" and not marker.at_start)
     ]
     both = sorted([*chosen, *lacking], key=lambda marker: marker.start)
-    return _in_order(both, names)
+    return _in_order(both, names) if lacking else list(chosen)
 
 
 # --- Left and right ----------------------------------------------------------------------------

@@ -12,8 +12,12 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from data_pipelines.caption_markers import Marker, find_markers
-from data_pipelines.panels import Panel
+from data_pipelines.panel_labels import Reader, read_labels
+from data_pipelines.panels import Panel, find_panels
+from jaxclip.data.text import sentence_spans
 
 # Share of panels.csv whose label is what reading order says: experiments/benchmarks/captions.py
 ORDER_SCORE = 0.92
@@ -30,11 +34,6 @@ GENERAL = re.compile(
     r"|(symbols?|letters?|lines?|colou?rs?|circles?) (represent|indicat|denot|show)"
     r"|asterisks?\b|reprinted|adapted|reproduced|modified from|copyright|source:)",
     re.IGNORECASE,
-)
-SENTENCE_END = re.compile(
-    r"(?<![ (.][A-Z])(?<!\bFig)(?<!\bFigs)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)(?<!\bal)(?<!\bca)"
-    r"(?<!\bno)"
-    r"[.!?][)\"”']*(?=\s+[^a-z\s]|[A-Z])|;(?=\s)"
 )
 
 
@@ -134,26 +133,22 @@ def _claim_text(text: str, markers: Sequence[Marker]) -> tuple[str, list[tuple[M
     return _tidy(prefix), [*claims, (markers[-1], _tidy(words))], suffix.strip()
 
 
-def sentences(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of each sentence or clause with a semicolon."""
-    start = 0
-    for match in SENTENCE_END.finditer(text):
-        yield start, match.end()
-        start = match.end()
-    if text[start:].strip():
-        yield start, len(text)
+def _clauses(text: str) -> Iterator[int]:
+    """Where each sentence begins, and each part of one after a semicolon."""
+    for start, end in sentence_spans(text):
+        yield start
+        yield from (start + match.end() for match in re.finditer(r";\s+", text[start:end]))
 
 
 def _cut_last_sentence(text: str) -> tuple[str, str]:
-    spans = list(sentences(text))
-    start = spans[-1][0] if spans else 0
+    *_, start = _clauses(text)
     return text[:start], text[start:]
 
 
 def _cut_general(text: str) -> tuple[str, str]:
     """The last part's own words, and the sentences from the first that is about all panels on."""
-    for start, _ in list(sentences(text))[1:]:
-        if GENERAL.match(text[start:].strip()):
+    for start in list(_clauses(text))[1:]:
+        if GENERAL.match(text, start):
             return text[:start], text[start:]
     return text, ""
 
@@ -168,6 +163,21 @@ def _tidy(text: str) -> str:
 
 
 # --- Panels and their text ---------------------------------------------------------------------
+
+
+def panels_of_caption(
+    pixels_HW3: np.ndarray, split: SplitCaption, reader: Reader | None = None
+) -> list[Panel]:
+    """The panels of a figure, looked for with what its caption says of them.
+
+    Args:
+      pixels_HW3: uint8, RGB.
+      reader: reads the letters printed in the figure; None: they are not read.
+    """
+    labels = [label for labels, _ in split.parts for label in labels]
+    letters = read_labels(pixels_HW3, labels, reader) if reader else []
+    is_quartered = any(label.split()[1:] for label in labels)  # "top left": there are four
+    return find_panels(pixels_HW3, max(4, len(labels)) if is_quartered else len(labels), letters)
 
 
 def align(panels: Sequence[Panel], split: SplitCaption) -> list[Alignment]:

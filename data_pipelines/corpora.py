@@ -30,7 +30,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipelines.figure import Figure, FigureOptions, as_text, to_example
+from data_pipelines.figure import FieldOptions, Figure, as_text, to_example
 from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
@@ -41,7 +41,7 @@ from data_pipelines.tfds import read_tfds, tfds_jobs
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import SPLIT_NAMES, Dataset, Drop, Example
+from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Dataset, Drop, Example
 
 SUFFIXES = {
     "tar": TAR_SUFFIXES,
@@ -49,43 +49,34 @@ SUFFIXES = {
     "table": (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv"),
 }
 ROWS_PER_SHARD = 4096
-ROLES = ("caption", "panel_caption", "references", "summary", "figure", "panel", "licence")
+ROLES = (*TEXT_FIELDS, "figure", "panel", "licence")
 IMAGE_FIELDS = ("image_bytes", "image", "jpg", "png", "webp")
 CAPTION_FIELDS = ("caption", "txt", "text", "report")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class CorpusOptions(FigureOptions):
+class CorpusOptions(FieldOptions):
     """The command line."""
 
     layout: str = option("", f"{', '.join(LAYOUTS)}, webdataset, parquet or tfds")
     input: tuple[str, ...] = option((), "files, folders, globs, {00..09}; comma-separated")
-    images: str = option("", "pmc_oa, roco, medicat, quilt: folder or zip; default: the table's")
     split_by_article: bool = option(False, "also where the release has its own splits")
-    image: str = option("", "field with the image; default: the first that is one")
-    caption: str = option("", f"field; default: the first there is of {', '.join(CAPTION_FIELDS)}")
-    group: str = option("", "field: article or patient; default: every image its own")
-    panel_caption: str = option("", "field: the part of the caption about this panel")
-    references: str = option("", "field: the sentences that cite the figure")
-    summary: str = option("", "field: summary of the references")
-    figure: str = option("", "field: figure id; default: the sample's key")
-    panel: str = option("", "field: panel id within the figure")
-    licence: str = option("", "field")
-    keep: tuple[str, ...] = option((), "fields to keep as signals in metadata.parquet")
-    source: str = option("", "name of the corpus in every record; default: the layout's")
 
     def __post_init__(self):
         self.input = (self.input,) if isinstance(self.input, str) else tuple(self.input)
-        self.keep = tuple(self.keep)
+        FieldOptions.__post_init__(self)
 
     def validate(self) -> None:
-        FigureOptions.validate(self)
-        for name in ("layout", "input", "out"):
+        FieldOptions.validate(self)
+        for name in ("layout", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
         if self.layout not in (*LAYOUTS, *GENERIC):
             known = ", ".join((*LAYOUTS, *GENERIC))
             raise ValueError(f"layout ({self.layout!r}) must be one of {known}.")
+        if not self.input:
+            files = layout_of(self.layout).files
+            raise ValueError(f"input is not set. Of {self.layout} it is {files}: --input=...")
         fields = ("image", "group", "keep", *ROLES)
         if self.layout in LAYOUTS and (named := [f for f in fields if getattr(self, f)]):
             raise ValueError(f"{named[0]} is known of {self.layout}. Leave --{named[0]} out.")
@@ -100,7 +91,7 @@ def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
       ValueError, FileNotFoundError: an option, no such files, or what build_dataset raises.
     """
     options.validate()
-    layout = LAYOUTS.get(options.layout) or GENERIC[options.layout]
+    layout = layout_of(options.layout)
     if layout.reader == "tfds":
         files = {path: -1 for path in options.input}
     else:
@@ -171,7 +162,7 @@ JOBS["tfds"] = lambda options, files: tfds_jobs(files, ROWS_PER_SHARD)
 
 
 def make_items(options: CorpusOptions, job: Any) -> Iterator[Example | Drop]:
-    layout = LAYOUTS.get(options.layout) or GENERIC[options.layout]
+    layout = layout_of(options.layout)
     for row in _rows(options, layout, job):
         if isinstance(row, Drop):
             yield row
@@ -254,6 +245,7 @@ def _find_image(root: str, names: Iterable[str]) -> bytes | ImageError:
     return first
 
 
+@functools.lru_cache(maxsize=64)  # a shard's rows come from one file
 def _split_of_file(name: str) -> str:
     """ "data/validation-00000-of-00002.parquet" -> "validation"; "" where the name tells none."""
     words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
@@ -268,14 +260,14 @@ def _figure_of_fields(options: CorpusOptions, row: Mapping[str, Any]) -> Figure:
     images = [options.image] if options.image else IMAGE_FIELDS
     image = next((row[name] for name in images if row.get(name) is not None), None)
     image = image.get("bytes") if isinstance(image, Mapping) else image
-    texts = {role: as_text(row.get(getattr(options, role))) for role in ROLES if role != "caption"}
+    texts = {role: options.text(row, role) for role in ROLES if role != "caption"}
     key = str(row["__key__"])
     article, figure, panel = parse_name(key)
     return Figure(
         name=f"{row['__url__']}: {key}",
         image=image if isinstance(image, bytes) else ImageError("no image"),
         caption=as_text(caption),
-        article_id=as_text(row.get(options.group)) if options.group else article or key,
+        article_id=options.text(row, "group") if options.group else article or key,
         figure_id=texts.pop("figure") or (figure if article else key),
         panel_id=texts.pop("panel") or panel,
         split=row["__split__"] or None,
@@ -296,6 +288,11 @@ GENERIC = {
     "parquet": Layout(reader="parquet", files="*.parquet"),
     "tfds": Layout(reader="tfds", files="DATA_DIR/NAME/[CONFIG/]VERSION"),
 }
+
+
+def layout_of(name: str) -> Layout:
+    return LAYOUTS.get(name) or GENERIC[name]
+
 
 if __name__ == "__main__":
     run(functools.partial(build_corpus, beam=take_beam_options(sys.argv)), CorpusOptions)

@@ -1,68 +1,85 @@
-r"""Near duplicates inside one dataset: a list of all but the first of each group, to leave out.
+"""Which records show the same image or say the same, within a dataset and in others.
 
-    python -m data_pipelines.duplicates --dataset=D --out=DUPLICATES.npy
-    python -m data_pipelines.subset --dataset=D --exclude=DUPLICATES.npy ...
-
-Images are the same where their bytes are, or where perceptual hashes are near and thumbnails agree,
-as `data_pipelines.overlap` has it. The first by position stays. Keys are kept in OUT.keys/. A copy
-that is the same in every id and text has the uid of its first, which then cannot stay without it:
-such copies are counted, and are left in.
+Two records have the same image if its bytes are equal, or if their perceptual hashes are within
+some bits and thumbnails agree (re-encoded, resized: see overlap_keys). Two have the same caption if
+its words are: case, accents and punctuation do not count.
 """
 
-import dataclasses
+import os
+from collections.abc import Sequence
 
+import grain
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from etils import epath
 
-from data_pipelines.options import option, run
-from data_pipelines.overlap_keys import cluster, collect
-from data_pipelines.query import connect
-from data_pipelines.uids import save_uids, uids_of
+from data_pipelines.overlap_keys import Collection, cluster, collect
+from jaxclip.data.record import Record, hash64
+
+COLUMNS = ("image_sha256", "perceptual_hash", "caption_hash")  # as signals.py has them
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
-class DuplicateOptions:
-    """The command line."""
+class Shards:
+    """The records of a dataset whose manifest is not there yet, by position. Picklable."""
 
-    dataset: str = option("", "the DATASET or SUBSET")
-    out: str = option("", "the list of uids, .npy")
-    max_distance: int = option(6, "bits of 64 that near duplicates may differ in")
-    workers: int = option(0, "processes; 0: one per core")
+    def __init__(self, files: Sequence[str]):
+        self._source = grain.sources.ArrayRecordDataSource(list(files))
 
-    def validate(self) -> None:
-        for name in ("dataset", "out"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
+    def __getitem__(self, position: int) -> Record:
+        return Record.unpack(self._source[position])
 
 
-def find_duplicates(options: DuplicateOptions) -> list[str]:
-    """Writes the list; returns its uids.
+def duplicate_columns(
+    others: Sequence[str], max_distance: int, workers: int, directory: epath.Path, num_shards: int
+) -> pa.Table:
+    """What finish_dataset adds to metadata.parquet, a row a record.
 
-    Raises:
-      ValueError, FileNotFoundError: an option; as open_dataset.
+    Args:
+      others: datasets, subsets or TFDS to look for the images in.
+      max_distance: bits of 64 that the hashes of near duplicates may differ in; 0 to 16.
+      directory, num_shards: of the dataset in the making; its shards are finished.
+    Returns:
+      duplicate_cluster: the smallest position of the records with the same image; its own where
+        there is no other. `WHERE duplicate_cluster = position` keeps one of each.
+      caption_cluster: the same for captions.
+      duplicate_in: names of the others that have the image, comma-separated; null: none has.
     """
-    options.validate()
-    keys = epath.Path(f"{options.out}.keys")
-    keys.mkdir(parents=True, exist_ok=True)
-    found = collect(options.dataset, "", keys, options.workers)
-    cluster([found], options.max_distance, options.workers)
-    later = np.zeros(len(found.positions), bool)
-    for kind in ("image", "near"):
-        key = found.keys[kind]
-        _, first = np.unique(key, return_index=True)
-        is_first = np.zeros(len(key), bool)
-        is_first[first] = True
-        later |= (key != 0) & ~is_first
-    uids = np.array(uids_of(connect(found.records), found.positions))
-    kept = np.isin(uids[later], uids[~later])
-    chosen = np.unique(uids[later][~kept]).tolist()
-    save_uids(epath.Path(options.out), chosen)
-    print(
-        f"{options.out}: {len(chosen):,} near duplicates of {len(uids):,} records. "
-        f"{kept.sum():,} are the same in every id and text as one that stays, and stay, too."
-    )
-    return chosen
+    mine, caption_hashes = _collection(directory, num_shards)
+    kept = epath.Path(f"{os.fspath(directory).rstrip('/')}.keys")
+    collections = [mine, *(collect(path, "", kept, workers) for path in others)]
+    cluster(collections, max_distance, workers)
+    near = mine.keys["near"]  # 0: nobody else's
+    by_bytes = np.unique(mine.keys["image"], return_inverse=True)[1] + near.max(initial=0) + 1
+    columns = {
+        "duplicate_cluster": pa.array(_smallest(np.where(near != 0, near, by_bytes))),
+        "caption_cluster": pa.array(
+            np.where(caption_hashes != 0, _smallest(caption_hashes), np.arange(len(near)))
+        ),
+    }
+    if others:
+        found = [(c.name, mine.found_in(c, ("image", "near"))) for c in collections[1:]]
+        names = [", ".join(name for name, has in found if has[i]) or None for i in range(len(near))]
+        columns["duplicate_in"] = pa.array(names, pa.string())
+    return pa.table(columns)
 
 
-if __name__ == "__main__":
-    run(find_duplicates, DuplicateOptions)
+def _collection(directory: epath.Path, num_shards: int) -> tuple[Collection, np.ndarray]:
+    """The dataset in the making with its keys; the hashes of its captions, int64 [N]."""
+    names = [os.fspath(directory / f"records-{i:05d}") for i in range(num_shards)]
+    filled = [name for name in names if pq.read_metadata(f"{name}.parquet").num_rows]
+    tables = [pq.read_table(f"{name}.parquet", columns=list(COLUMNS)) for name in filled]
+    table = pa.concat_tables(tables) if tables else pa.table(dict.fromkeys(COLUMNS, []))
+    keys = {
+        "image": np.array([hash64(s) for s in table["image_sha256"].to_pylist()], np.int64),
+        "phash": table["perceptual_hash"].to_numpy().astype(np.int64),
+    }
+    shards = Shards([f"{name}.array_record" for name in filled])
+    collection = Collection(directory.name, shards, np.arange(len(table)), keys)
+    return collection, table["caption_hash"].to_numpy().astype(np.int64)
+
+
+def _smallest(keys: np.ndarray) -> np.ndarray:
+    """[7, 3, 7] -> [0, 1, 0]: the first place of each key, int64 [N]."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse.ravel()].astype(np.int64)

@@ -3,26 +3,14 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
 from data_pipelines.signals import signals
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import SPLIT_NAMES, Drop, Example, Record, split_of
-
-
-def check_figure_options(options: Any) -> None:
-    """Raises ValueError: split, min_side, min_caption_chars, short_side or quality out of range."""
-    if len(options.split) != 3 or min(options.split) < 0 or not math.isclose(sum(options.split), 1):
-        raise ValueError(
-            f"split {options.split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
-        )
-    for name in ("min_side", "min_caption_chars", "short_side", "quality"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} ({getattr(options, name)}) must be at least 1.")
-    if options.quality > 100:
-        raise ValueError(f"quality ({options.quality}) must be at most 100.")
+from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example, Record, split_of
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -36,16 +24,51 @@ class FigureOptions(WriteOptions):
     short_side: int = option(288, "pixels; a larger image is reduced to it")
     quality: int = option(92, "of the JPEG")
     keep_original: bool = option(False, "keep the image's size, and a JPEG's or PNG's bytes")
-    signals: bool = option(False, "measure every quality signal (signals.py); takes longer")
 
     def validate(self) -> None:
-        self.split = tuple(float(share) for share in self.split)
-        check_figure_options(self)
+        """Raises ValueError: a field out of its range."""
+        self.split = split = tuple(float(share) for share in self.split)
+        if len(split) != 3 or min(split) < 0 or not math.isclose(sum(split), 1):
+            raise ValueError(
+                f"split {split} must be three shares that sum to 1, e.g. 0.9,0.05,0.05."
+            )
+        for name in ("min_side", "min_caption_chars", "short_side", "quality"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.quality > 100:
+            raise ValueError(f"quality ({self.quality}) must be at most 100.")
 
     def content(self) -> dict[str, Any]:
         """The options that decide what the dataset holds, for the manifest's made_by."""
         place = {field.name for field in dataclasses.fields(WriteOptions)}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in place}
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class FieldOptions(FigureOptions):
+    """Which field of a row, or column of a table, is what."""
+
+    images: str = option("", "folder or zip with the images that rows name")
+    image: str = option("", "field: bytes, or a path inside --images")
+    caption: str = option("", "field: caption of the whole figure")
+    group: str = option("", "field: article or patient; a group is never in two splits")
+    panel_caption: str = option("", "field: the part of the caption about this panel")
+    references: str = option("", "field: the sentences that cite the figure")
+    summary: str = option("", "field: summary of the references")
+    figure: str = option("", "field: figure id within the group; default: the image's name")
+    panel: str = option("", "field: panel id within the figure")
+    source: str = option("", "name of the corpus, or of a table's column with it")
+    licence: str = option("", "field; of a table also the licence of every record")
+    keep: tuple[str, ...] = option((), "fields to keep as signals in metadata.parquet")
+    signals: bool = option(False, "measure every quality signal (signals.py); takes longer")
+
+    def __post_init__(self):
+        self.keep = tuple(self.keep)
+
+    def text(self, row: Mapping[str, Any], role: str) -> str:
+        """`text(row, "figure")`: what the field of that role holds; "" if none has it."""
+        name = getattr(self, role)
+        return as_text(row.get(name)) if name else ""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -67,7 +90,7 @@ class Figure:
     signals: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def to_example(figure: Figure, options: FigureOptions) -> Example | Drop:
+def to_example(figure: Figure, options: FieldOptions) -> Example | Drop:
     """Checks a figure, prepares its image and decides its split."""
 
     def drop(reason: str, detail: str = "") -> Drop:
@@ -95,13 +118,12 @@ def to_example(figure: Figure, options: FigureOptions) -> Example | Drop:
         )
     except ImageError as error:
         return drop(error.reason, error.detail)
-    texts = ("caption", "panel_caption", "references", "summary")
     ids = ("article_id", "figure_id", "panel_id", "source", "licence")
     record = Record(
         image=image.data,
         width=image.width,
         height=image.height,
-        **{name: getattr(figure, name) for name in (*texts, *ids)},
+        **{name: getattr(figure, name) for name in (*TEXT_FIELDS, *ids)},
     )
     found = figure.signals
     if options.signals:

@@ -76,13 +76,24 @@ def prepare_image(
 
 
 def prepare_pixels(
-    pixels_HW3: np.ndarray, *, short_side: int = 288, quality: int = 92, min_side: int = 16
+    pixels_HW3: np.ndarray,
+    *,
+    short_side: int = 288,
+    quality: int = 92,
+    keep_original: bool = False,
+    min_side: int = 16,
 ) -> PreparedImage:
-    """prepare_image of a part of an image that is decoded already. Raises ImageError: too small."""
+    """prepare_image of a part of an image that is decoded already: its original is a PNG.
+
+    Raises ImageError: too small.
+    """
     original_height, original_width = pixels_HW3.shape[:2]
     if min(original_height, original_width) < min_side:
         raise ImageError("too small", f"{original_width} x {original_height}, at least {min_side}")
-    data, height, width = _reduced_jpeg(pixels_HW3, short_side, quality)
+    if keep_original:
+        data, height, width = _encode_png(pixels_HW3), original_height, original_width
+    else:
+        data, height, width = _reduced_jpeg(pixels_HW3, short_side, quality)
     return PreparedImage(data, width, height, original_width, original_height)
 
 

@@ -15,7 +15,6 @@ from jaxclip.data.image import ImageError
 Row = Mapping[str, Any]
 NAME = re.compile(r"(PMC\d+)_(.+?)(?:_(\d+))?(?:\.\w+)?")  # PMC212319_Fig3_4.jpg
 PMCID = re.compile(r"PMC\d+")
-NO_IMAGE = ImageError("no image")
 NO_CAPTION = {"no caption found", "nan", "none"}  # what the writers put where there was none
 
 
@@ -24,13 +23,13 @@ class Layout:
     """How a corpus is published.
 
     to_figure makes a Figure of a row: the fields of a sample or line, with "image_bytes", or where
-    `images` says that the table names them, with what was found under the names of `image_names`.
+    the table names them, with what was found under the names of `image_names`.
     """
 
     reader: str  # tar | table | parquet | tfds
     files: str  # what --input is
     to_figure: Callable[[Row], Figure] | None = None  # None: by the fields of the command line
-    source: str = ""
+    source: str = ""  # name of the corpus; "": the layout's
     licence: str = ""
     image_names: Callable[[Row], Sequence[str]] = lambda row: ()  # in --images: the first that is
 
@@ -49,13 +48,28 @@ def caption_text(value: Any) -> str:
     return "" if text.lower().rstrip(".") in NO_CAPTION else text
 
 
-def _image(row: Row) -> bytes | ImageError:
+def figure_of(row: Row, item: str = "", **fields: Any) -> Figure:
+    """A Figure of a row with a field "caption", or of what `fields` say instead.
+
+    Args:
+      item: what a table's line is about; a sample of a tar is known by its key.
+    """
     image = row.get("image_bytes")
-    return NO_IMAGE if image is None else image
+    common = {
+        "name": f"line {row['__key__']}: {item}" if item else f"{row['__url__']}: {row['__key__']}",
+        "image": ImageError("no image") if image is None else image,
+        "caption": caption_text(row.get("caption")),
+    }
+    return Figure(**common | fields)
 
 
-def _named(row: Row, names: Sequence[str]) -> dict[str, Any]:
-    return {name: row.get(name) for name in names}
+def _strings(value: Any) -> list[str]:
+    if value is None or value == "":
+        return []
+    return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+# --- Open-PMC, PMC-OA, BIOMEDICA ------------------------------------------------------------------
 
 
 def open_pmc(row: Row) -> Figure:
@@ -69,9 +83,8 @@ def open_pmc(row: Row) -> Figure:
     refused = sub_caption.strip(". ").upper() == "NO"
     sub_caption = "" if refused else sub_caption
     references = row.get("intext_refs")
-    return Figure(
-        name=f"{row['__url__']}: {row['__key__']}",
-        image=_image(row),
+    return figure_of(
+        row,
         caption=caption_text(row.get("full_caption") or row.get("caption")) or sub_caption,
         panel_caption=sub_caption,
         references=as_text(as_json(references) or references),
@@ -105,33 +118,32 @@ def pmc_oa(row: Row) -> Figure:
     nonCompound-*; pmc_oa_beta.jsonl the whole caption always. The README's rows have neither
     alignment field. `caption` is the text there is; a sub-caption stands in `panel_caption` too.
     """
-    article, figure, panel = parse_name(as_text(row.get("image")))
-    caption = caption_text(row.get("caption"))
-    alignment = as_text(row.get("alignment_type"))
+    image, alignment = as_text(row.get("image")), as_text(row.get("alignment_type"))
+    article, figure, panel = parse_name(image)
     score = row.get("alignment_score")
-    return Figure(
-        name=f"line {row['__key__']}: {as_text(row.get('image'))}",
-        image=_image(row),
-        caption=caption,
-        panel_caption=caption if alignment in ("OCR", "CLIP") else "",
+    score = float(score) if isinstance(score, (int, float)) else None
+    return figure_of(
+        row,
+        image,
+        panel_caption=caption_text(row.get("caption")) if alignment in ("OCR", "CLIP") else "",
         article_id=as_text(row.get("pmcid")) or article,
         figure_id=figure,
         panel_id=panel,
-        signals={
-            "alignment_type": alignment,
-            "alignment_score": float(score) if isinstance(score, (int, float)) else None,
-        },
+        signals={"alignment_type": alignment, "alignment_score": score},
     )
 
 
 BIOMEDICA_SIGNALS = {  # column <- released field
+    "cluster": "image_label_id",
     "image_hash": "image_hash",
     "panel_type": "image_panel_type",  # these two contradict each other for half of the clusters,
     "panel_subtype": "image_panel_subtype",  # so they stay two columns
-    "primary_label": "image_primary_label",
-    "secondary_label": "image_secondary_label",
     "journal": "article_journal",
     "date": "article_date",
+}
+BIOMEDICA_LISTS = {
+    "primary_label": "image_primary_label",
+    "secondary_label": "image_secondary_label",
     "mesh_terms": "article_mesh_terms",
     "keywords": "article_keywords",
 }
@@ -149,23 +161,16 @@ def biomedica(row: Row) -> Figure:
     article = as_text(row.get("article_accession_id"))
     if not article and (found := PMCID.search(row["__key__"])):
         article = found[0]
-    if article.isdecimal():
-        article = f"PMC{article}"
-    signals = {name: row.get(field) for name, field in BIOMEDICA_SIGNALS.items()}
-    lists = ("primary_label", "secondary_label", "mesh_terms", "keywords")
-    signals = {
-        name: _strings(value) if name in lists else as_text(value)
-        for name, value in signals.items()
-    }
-    return Figure(
-        name=f"{row['__url__']}: {row['__key__']}",
-        image=_image(row),
+    signals = {name: as_text(row.get(field)) for name, field in BIOMEDICA_SIGNALS.items()}
+    signals |= {name: _strings(row.get(field)) for name, field in BIOMEDICA_LISTS.items()}
+    return figure_of(
+        row,
         caption=caption_text(row.get("txt")),
         references=context_of(href, as_json(row.get("image_context"))),
-        article_id=article,
+        article_id=f"PMC{article}" if article.isdecimal() else article,
         figure_id=href.rpartition(".")[0] if href.lower().endswith((".jpg", ".png")) else href,
         licence=as_text(row.get("article_license")),
-        signals=signals | {"cluster": as_text(row.get("image_label_id"))},
+        signals=signals,
     )
 
 
@@ -183,10 +188,7 @@ def context_of(href: str, context: Any) -> str:
     return ""
 
 
-def _strings(value: Any) -> list[str]:
-    if value is None or value == "":
-        return []
-    return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
+# --- Their kin ------------------------------------------------------------------------------------
 
 
 def roco(row: Row) -> Figure:
@@ -195,27 +197,24 @@ def roco(row: Row) -> Figure:
     Images that the publisher has since removed are missing files. The release's splits are by
     image: panels of an article stand in several. They are kept, because results are quoted on them.
     """
-    name = as_text(row.get("name"))
+    name, roco_id = as_text(row.get("name")), as_text(row.get("id"))
     article, figure, panel = parse_name(name)
-    return Figure(
-        name=f"line {row['__key__']}: {name}",
-        image=_image(row),
-        caption=caption_text(row.get("caption")),
-        article_id=article or as_text(row.get("id")),
+    return figure_of(
+        row,
+        name,
+        article_id=article or roco_id,
         figure_id=figure,
         panel_id=panel,
         split=row["__split__"],
-        signals={"roco_id": as_text(row.get("id"))},
+        signals={"roco_id": roco_id},
     )
 
 
 def rocov2(row: Row) -> Figure:
     """ROCOv2: parquet of image, image_id, caption, cui; no article ids, so none is invented."""
     image_id = as_text(row.get("image_id")) or row["__key__"]
-    return Figure(
-        name=f"{row['__url__']}: {image_id}",
-        image=_image(row),
-        caption=caption_text(row.get("caption")),
+    return figure_of(
+        row,
         article_id=image_id,
         figure_id=image_id,
         split=row["__split__"],
@@ -226,14 +225,14 @@ def rocov2(row: Row) -> Figure:
 def medicat(row: Row) -> Figure:
     """MedICaT: pdf_hash, fig_uri, s2_caption or s2orc_caption, s2orc_references (list or null)."""
     oa = row.get("oa_info") if isinstance(row.get("oa_info"), Mapping) else {}
-    caption = caption_text(row.get("s2orc_caption")) or caption_text(row.get("s2_caption"))
-    return Figure(
-        name=f"line {row['__key__']}: {as_text(row.get('pdf_hash'))}_{as_text(row.get('fig_uri'))}",
-        image=_image(row),
-        caption=caption,
+    paper, figure = as_text(row.get("pdf_hash")), as_text(row.get("fig_uri"))
+    return figure_of(
+        row,
+        f"{paper}_{figure}",
+        caption=caption_text(row.get("s2orc_caption")) or caption_text(row.get("s2_caption")),
         references=as_text(row.get("s2orc_references")),
-        article_id=as_text(row.get("pdf_hash")),
-        figure_id=as_text(row.get("fig_uri")),
+        article_id=paper,
+        figure_id=figure,
         licence=as_text(oa.get("license") or oa.get("oa_license")),
         signals={
             "radiology": bool(row.get("radiology")),
@@ -250,10 +249,9 @@ def quilt(row: Row) -> Figure:
     """
     path = as_text(row.get("image_path"))
     stem = path.rpartition("/")[2].rpartition(".")[0]
-    return Figure(
-        name=f"line {row['__key__']}: {path}",
-        image=_image(row),
-        caption=caption_text(row.get("caption")),
+    return figure_of(
+        row,
+        path,
         article_id=stem.partition("_image_")[0],
         figure_id=stem,
         split=as_text(row.get("split")),
@@ -263,54 +261,36 @@ def quilt(row: Row) -> Figure:
 
 LAYOUTS = {
     "open_pmc": Layout(
-        reader="tar",
-        files="train-*.tar (jpg + jsonl)",
-        to_figure=open_pmc,
-        source="open_pmc",
-        licence="MIT",
+        reader="tar", files="train-*.tar (jpg + jsonl)", to_figure=open_pmc, licence="MIT"
     ),
     "open_pmc_18m": Layout(
-        reader="tar",
-        files="*.tar (jpg + json or jsonl)",
-        to_figure=open_pmc_18m,
-        source="open_pmc_18m",
-        licence="MIT",
+        reader="tar", files="*.tar (jpg + json or jsonl)", to_figure=open_pmc_18m, licence="MIT"
     ),
     "pmc_oa": Layout(
         reader="table",
         files="pmc_oa.jsonl or pmc_oa_beta.jsonl, with --images=images.zip",
         to_figure=pmc_oa,
-        source="pmc_oa",
         image_names=lambda row: (
             f"caption_T060_filtered_top4_sep_v0_subfigures/{row.get('image')}",
             f"{row.get('image')}",
         ),
     ),
     "biomedica": Layout(
-        reader="tar",
-        files="commercial/*.tar (jpg + txt + json)",
-        to_figure=biomedica,
-        source="biomedica",
+        reader="tar", files="commercial/*.tar (jpg + txt + json)", to_figure=biomedica
     ),
     "roco": Layout(
         reader="table",
         files="data/*/radiology/*data.csv, with images/ beside each",
         to_figure=roco,
-        source="roco",
         image_names=lambda row: (f"images/{row.get('name')}", f"images/{row.get('id')}.jpg"),
     ),
     "rocov2": Layout(
-        reader="parquet",
-        files="data/*.parquet",
-        to_figure=rocov2,
-        source="rocov2",
-        licence="CC BY-NC-SA 4.0",
+        reader="parquet", files="data/*.parquet", to_figure=rocov2, licence="CC BY-NC-SA 4.0"
     ),
     "medicat": Layout(
         reader="table",
         files="s2_full_figures_*_public.jsonl, with --images=figures",
         to_figure=medicat,
-        source="medicat",
         image_names=lambda row: (f"{row.get('pdf_hash')}_{row.get('fig_uri')}",),
     ),
     "quilt": Layout(

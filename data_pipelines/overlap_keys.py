@@ -15,7 +15,7 @@ from etils import epath
 
 from data_pipelines.fingerprint import caption_hash, near_duplicates, perceptual_hash
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import Dataset, Record, hash64
+from jaxclip.data.record import Dataset, Record, article_key, figure_key, hash64
 from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.tfds import TfdsDataset
 
@@ -27,7 +27,7 @@ THUMBNAIL = 24  # pixels a side, of what is compared where hashes are near
 # Of 200 real figures, resized and encoded again, all thumbnails correlate above 0.97 with theirs;
 # of 20 pairs of figures whose hashes are near by chance (charts of one template), two above 0.93.
 MIN_CORRELATION = 0.96
-KEYS_VERSION = 1  # another meaning of the keys: those kept are made again
+KEYS_VERSION = 2  # another meaning of the keys: those kept are made again
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,16 +62,14 @@ class Collection:
 
 def keys_of(record: Record, phash: int | None = None) -> tuple[int, ...]:
     """The keys of a record, in the order of COLUMNS; phash where it is known already."""
-    article = re.sub(r"^pmc(?=\d)", "", record.article_id.strip().lower())
-    figure = re.sub(r"\.(jpe?g|png)$", "", record.figure_id.strip().lower())
     if phash is None:
         try:
             phash = perceptual_hash(decode_image(record.image))
         except ImageError:
             phash = 0
     return (
-        hash64(article) if article else 0,
-        hash64(f"{article}\0{figure}") if article and figure else 0,
+        hash64(article) if (article := article_key(record)) else 0,
+        hash64(figure) if (figure := figure_key(record)) else 0,
         hash64(record.image_sha256),
         phash,  # 0 also where an image is blank
         _caption_key(record.caption),

@@ -4,6 +4,7 @@ Shape letters: H height, W width. Boxes are (left, top, right, bottom), right an
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -19,6 +20,7 @@ INNER_GUTTER = 0.45  # of the gutter outside, that one inside has to be wide
 PICTURE = 0.5  # share of pixels that are not page, from which on a piece is a picture
 SEAM = 1.0  # strength of a seam, in pixels of a gutter's width
 THIN = 4  # pixels of a gutter
+MOST_PIECES = 64  # of a figure whose pieces are put together by labels
 FRAME = 0.03  # of a gutter's length, at its ends, where a line across it is a frame around all
 
 
@@ -40,6 +42,7 @@ LENIENT = _Rules(0.97, 0.4, 0.7, 0.25, 0.07, 0.07)  # where the caption names mo
 LENIENT_SCORE = 0.6  # at most, of a cut that the caption asked for
 
 Box = tuple[int, int, int, int]
+Point = tuple[float, float]  # x, y
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,6 +63,49 @@ def leaves(region: Region, most: int) -> list[Region]:
         leaves.remove(strongest)
         leaves += strongest.halves
     return leaves
+
+
+def named_regions(pieces: Sequence[Region], places: Sequence[Point]) -> list[Region]:
+    """Pieces put together so that each of `places`, where labels are, has one; [] if that fails.
+
+    A piece without a label goes to the nearest panel that it makes a rectangle with, before others
+    to one on its left or above it, as labels stand at the upper left.
+    """
+    named = [p for p in pieces if num_inside(p.box, places) == 1]
+    others = [p for p in pieces if num_inside(p.box, places) == 0]
+    if len(named) != len(places) or len(pieces) > MOST_PIECES:
+        return []
+    while others:
+        pairs = itertools.product(range(len(named)), others)
+        n, piece = min(pairs, key=lambda pair: _cost(named, *pair))
+        if _cost(named, n, piece) == np.inf:
+            return []
+        named[n] = Region(_around(named[n].box, piece.box), min(named[n].score, piece.score))
+        others = [p for p in others if not _overlap(p.box, named[n].box)]
+    return named
+
+
+def num_inside(box: Box, places: Sequence[Point]) -> int:
+    return sum(box[0] <= x < box[2] and box[1] <= y < box[3] for x, y in places)
+
+
+def _cost(named: Sequence[Region], n: int, piece: Region) -> float:
+    """Pixels between a piece and panel n; infinite where another panel is between them."""
+    panel = named[n].box
+    both = _around(piece.box, panel)
+    if any(_overlap(both, other.box) for i, other in enumerate(named) if i != n):
+        return np.inf
+    gaps = [max(0, piece.box[i] - panel[i + 2], panel[i] - piece.box[i + 2]) for i in (0, 1)]
+    starts = [piece.box[i] - panel[i] + 0.1 * (panel[i + 2] - panel[i]) for i in (0, 1)]
+    return max(gaps) + (0 if min(starts) >= 0 else WORK_SIDE)
+
+
+def _around(a: Box, b: Box) -> Box:
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 @dataclasses.dataclass(slots=True)
@@ -147,15 +193,33 @@ class Page:
 
     # --- Cutting ---
 
-    def regions(self, num_labels: int) -> list[Region]:
-        """The panels, `num_labels` of them if that can be; 0 means any number."""
-        everything = (0, 0, self.width, self.height)
-        found = leaves(self.cut(everything, (0.0, 0.0), 1.0), num_labels)
-        if len(found) < num_labels:
-            self.rules = LENIENT
-            more = leaves(self.cut(everything, (0.0, 0.0), LENIENT_SCORE), num_labels)
-            found = more if len(more) == num_labels else found
-        return found
+    def regions(self, num_labels: int, places: Sequence[Point] = ()) -> list[Region]:
+        """The panels.
+
+        Args:
+          num_labels: of them there are so many, if that can be; 0 means any number.
+          places: of their labels, as far as they are known.
+        """
+        counted: list[list[Region]] = []
+        for rules, score in ((STRICT, 1.0), (LENIENT, LENIENT_SCORE)):
+            self.rules = rules
+            tree = self.cut((0, 0, self.width, self.height), (0.0, 0.0), score)
+            if len(places) == num_labels > 1:
+                if named := named_regions(self._parted(tree, places), places):
+                    return named
+            counted.append(leaves(tree, num_labels))
+            if len(counted[-1]) >= num_labels and len(places) != num_labels:
+                break
+        return next((found for found in counted if len(found) == num_labels), counted[0])
+
+    def _parted(self, tree: Region, places: Sequence[Point]) -> list[Region]:
+        """All pieces; those with several labels also cut at gutters narrower than around them."""
+        pieces = []
+        for piece in leaves(tree, 0):
+            if num_inside(piece.box, places) > 1:
+                piece = self.cut(piece.box, (0.0, 0.0), piece.score)
+            pieces += leaves(piece, 0)
+        return pieces
 
     def cut(self, box: Box, outside: tuple[float, float], score: float) -> Region:
         """Takes a box apart.
@@ -251,8 +315,8 @@ class Page:
         seams = []
         for place in np.flatnonzero(
             (steps >= self.rules.seam_share)
-            & (steps >= _around(steps) + 0.35)
-            & (changes >= _around(changes) + 0.15)
+            & (steps >= _mean_around(steps) + 0.35)
+            & (changes >= _mean_around(changes) + 0.15)
         ):
             at = start + int(place)
             if place < margin or place > end - start - margin:
@@ -270,7 +334,7 @@ def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
     return cv2.absdiff(before, after).max(2) > SEAM_STEP
 
 
-def _around(profile: np.ndarray) -> np.ndarray:
+def _mean_around(profile: np.ndarray) -> np.ndarray:
     """Mean over 31 places."""
     return cv2.blur(profile[None].astype(np.float32), (31, 1), borderType=cv2.BORDER_REFLECT)[0]
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page
+from data_pipelines.panel_cuts import MIN_FIGURE, Box, Page, num_inside
+from data_pipelines.panel_labels import Letter
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,11 +29,14 @@ class Panel:
     score: float = 1.0  # 0 to 1: how sure the cut is
 
 
-# What a learned detector has to be: pixels uint8 [H, W, 3], num_labels -> panels, reading order.
-Detector = Callable[[np.ndarray, int], list[Panel]]
+# What a learned detector has to be: pixels uint8 [H, W, 3], num_labels, letters -> panels, in
+# reading order.
+Detector = Callable[[np.ndarray, int, Sequence[Letter]], list[Panel]]
 
 
-def find_panels(pixels_HW3: np.ndarray, num_labels: int = 0) -> list[Panel]:
+def find_panels(
+    pixels_HW3: np.ndarray, num_labels: int = 0, letters: Sequence[Letter] = ()
+) -> list[Panel]:
     """The panels of a figure in reading order; one that covers the whole if it is not compound.
 
     Args:
@@ -40,22 +44,31 @@ def find_panels(pixels_HW3: np.ndarray, num_labels: int = 0) -> list[Panel]:
       num_labels: how many panels the caption names, 0 if it does not say. A panel "A" may consist
         of several pictures: where more are found than labels, only the widest gutters are cut.
         Where fewer are found, less evidence is enough, if that gives the number.
+      letters: labels of the caption as they were read in the figure, each once. Where gutters
+        leave one of them in every panel, those are the panels.
     """
     height, width = pixels_HW3.shape[:2]
     whole = Panel((0, 0, width, height))
     page = Page(pixels_HW3)
     if min(page.height, page.width) < MIN_FIGURE:
         return [whole]
-    regions = page.regions(num_labels)
+    scale = np.array([width / page.width, height / page.height] * 2)
+    places = [tuple(np.divide(letter.centre, scale[:2]).tolist()) for letter in letters]
+    regions = page.regions(num_labels, places)
     if len(regions) < 2:
         return [whole]
-    scale = np.array([width / page.width, height / page.height] * 2)
     panels = []
     for region in regions:
         left, top, right, bottom = np.rint(np.multiply(page.trim(region.box), scale)).astype(int)
         box = (int(left), int(top), min(width, int(right)), min(height, int(bottom)))
-        panels.append(Panel(box, score=round(region.score, 3)))
+        panels.append(Panel(box, _label(box, letters), round(region.score, 3)))
     return reading_order(panels)
+
+
+def _label(box: Box, letters: Sequence[Letter]) -> str:
+    """What is printed in a box; "" where nothing or more than one label is."""
+    inside = [letter.text for letter in letters if num_inside(box, [letter.centre])]
+    return inside[0] if len(inside) == 1 else ""
 
 
 def reading_order(panels: Sequence[Panel]) -> list[Panel]:

@@ -2,9 +2,8 @@
 
     signals(record, pixels) -> {"aspect": 1.33, "sharpness": 212.0, ..., "modality": "chart", ...}
 
-Each is cheap, has a unit, and says of one record only what can be seen in it. What needs others, or
-a model, is added when the dataset is there: `duplicate_cluster` by fingerprint.near_duplicates of
-the column `perceptual_hash`, `similarity` by similarity.ClipScore.
+Each is cheap, has a unit, and says of one record only what can be seen in it. What needs other
+records, or a model, is added by the pipeline: see duplicates.py and similarity.py.
 Shape letters: H height, W width.
 """
 

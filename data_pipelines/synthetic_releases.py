@@ -15,7 +15,7 @@ import json
 import pathlib
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,8 +136,7 @@ def write_tars(layout: str, folder: pathlib.Path, images: Sequence[bytes], traps
         (folder / pattern.format(number)).write_bytes(_tar(part))
     if traps:
         trapped = [sample(len(images) + i, draw(i)) for i in range(7)]
-        spoiled = list(_spoiled(trapped[:5]))
-        (folder / pattern.format(len(tars))).write_bytes(_tar(spoiled, link=True))
+        (folder / pattern.format(len(tars))).write_bytes(_tar(_spoiled(trapped[:5]), link=True))
         blocks = (1 + -(-len(data) // 512) for data in trapped[5][1].values())
         whole = 512 * sum(blocks)  # the first sample; of the second, half a kilobyte of its image
         cut = _tar(trapped[5:7])[: whole + 1024]
@@ -160,21 +159,23 @@ def _tar(samples: Sequence[tuple[str, Members]], link: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def _spoiled(samples: list[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
+def _spoiled(samples: list[tuple[str, Members]]) -> list[tuple[str, Members]]:
+    """A tiny image, no caption, broken JSON, no image, an image cut short: five samples."""
     json_name = "jsonl" if "jsonl" in samples[0][1] else "json"
-    (key, members), *rest = samples
-    yield key, members | {"jpg": draw(0, 9, 9)}
-    (key, members), *rest = rest
+    fields = json.loads(samples[1][1][json_name])
     no_caption = {"full_caption": "", "sub_caption": "", "caption": ""}
-    fields = json.loads(members[json_name]) | no_caption
-    txt = {"txt": b"No caption found"} if "txt" in members else {}
-    yield key, members | {json_name: _json(fields)} | txt
-    (key, members), *rest = rest
-    yield key, members | {json_name: b'{"caption": "cut'}
-    (key, members), *rest = rest
-    yield key, {suffix: data for suffix, data in members.items() if suffix != "jpg"}
-    (key, members), *rest = rest
-    yield key, members | {"jpg": members["jpg"][: len(members["jpg"]) // 3]}
+    changes: list[Members] = [
+        {"jpg": draw(0, 9, 9)},
+        {json_name: _json(fields | no_caption)},
+        {json_name: b'{"caption": "cut'},
+        {},
+        {"jpg": samples[4][1]["jpg"][: len(samples[4][1]["jpg"]) // 3]},
+    ]
+    if "txt" in samples[1][1]:
+        changes[1]["txt"] = b"No caption found"
+    spoiled = [(key, m | change) for (key, m), change in zip(samples, changes, strict=True)]
+    del spoiled[3][1]["jpg"]
+    return spoiled
 
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -243,16 +244,12 @@ def write_rocov2(folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> 
         bad[0]["image"] = {"bytes": draw(0, 9, 9), "path": "x.jpg"}
         bad[1]["caption"], bad[2]["image"] = None, None
         rows += bad
-    half = len(rows) // 2
+    half, schema = len(rows) // 2, pa.Table.from_pylist(rows[:1]).schema
     for split, part in {"train": rows[half:], "validation": rows[:half]}.items():
         file = folder / "data" / f"{split}-00000-of-00001.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(part, schema=_schema(rows)), file, row_group_size=1000)
+        pq.write_table(pa.Table.from_pylist(part, schema=schema), file, row_group_size=1000)
     return str(folder / "data")
-
-
-def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
-    return pa.Table.from_pylist(rows[:1]).schema
 
 
 def write_medicat(folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> str:

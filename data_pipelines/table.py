@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines.figure import Figure, FigureOptions, as_text, to_example
+from data_pipelines.figure import FieldOptions, Figure, as_text, to_example
 from data_pipelines.images import MAX_FILE_BYTES, open_images
 from data_pipelines.options import option, run
 from data_pipelines.text_table import (
@@ -37,31 +37,16 @@ from data_pipelines.text_table import (
 )
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import Dataset, Drop, Example
+from jaxclip.data.record import TEXT_FIELDS, Dataset, Drop, Example
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class TableOptions(FigureOptions):
-    """The command line; what is "column" names one of the table's."""
+class TableOptions(FieldOptions):
+    """The command line; fields are the table's columns."""
 
     table: str = option("", "the table: .csv, .tsv, .jsonl (each also .gz) or .parquet")
-    images: str = option("", "folder or zip that the image column's paths are in")
-    image: str = option("", "column: path inside --images, or bytes")
-    caption: str = option("", "column: caption of the whole figure")
-    group: str = option("", "column: article or patient; a group is never in two splits")
-    panel_caption: str = option("", "column: the part of the caption about this panel")
-    references: str = option("", "column: the sentences that cite the figure")
-    summary: str = option("", "column: summary of the references")
-    figure: str = option("", "column: figure id within the group; default: the image's path")
-    panel: str = option("", "column: panel id within the figure")
-    source: str = option("", "column, or if there is none of this name, the value of every record")
-    licence: str = option("", "column, or if there is none of this name, the value of every record")
-    keep: tuple[str, ...] = option((), "columns to keep as signals in metadata.parquet")
     split_column: str = option("", "column: train, validation or test, instead of --split")
     records_per_shard: int = option(0, "rows that one shard is made of; 0: 1/16, 64 to 4096")
-
-    def __post_init__(self):
-        self.keep = tuple(self.keep)
 
     def validate(self) -> None:
         for name in ("table", "image", "caption", "group", "out"):
@@ -69,11 +54,10 @@ class TableOptions(FigureOptions):
                 raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
         if self.records_per_shard < 0:
             raise ValueError(f"records_per_shard ({self.records_per_shard}) must be 0 or more.")
-        FigureOptions.validate(self)
+        FieldOptions.validate(self)
 
     def text_columns(self) -> list[str]:
-        roles = ("image", "caption", "group", "panel_caption", "references", "summary")
-        roles += ("figure", "panel", "split_column")
+        roles = ("image", "group", *TEXT_FIELDS, "figure", "panel", "split_column")
         return [getattr(self, role) for role in roles if getattr(self, role)]
 
     def used_columns(self, have: Sequence[str]) -> list[str]:
@@ -187,21 +171,17 @@ def _make_item(options: TableOptions, number: int, row: Mapping[str, Any]) -> Ex
     if row.get(UNREADABLE):
         return Drop(item=item, reason="unreadable row", detail=row[UNREADABLE])
 
-    def text(role: str) -> str:
-        column = getattr(options, role)
-        return as_text(row[column]) if column in row else ""
-
     figure = Figure(
         name=item,
         image=_read_image(options, name, data),
-        article_id=text("group"),
-        figure_id=text("figure") if options.figure else name or f"row {number}",
-        panel_id=text("panel"),
-        source=text("source") if options.source in row else options.source,
-        licence=text("licence") if options.licence in row else options.licence,
-        split=text("split_column") if options.split_column else None,
+        article_id=options.text(row, "group"),
+        figure_id=options.text(row, "figure") if options.figure else name or f"row {number}",
+        panel_id=options.text(row, "panel"),
+        source=options.text(row, "source") if options.source in row else options.source,
+        licence=options.text(row, "licence") if options.licence in row else options.licence,
+        split=options.text(row, "split_column") if options.split_column else None,
         signals={name: row[name] for name in options.keep},
-        **{role: text(role) for role in ("caption", "panel_caption", "references", "summary")},
+        **{role: options.text(row, role) for role in TEXT_FIELDS},
     )
     return to_example(figure, options)
 

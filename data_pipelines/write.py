@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import grain
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
+from array_record.python import array_record_data_source
 from etils import epath
 
 from jaxclip.data.record import (
@@ -56,6 +57,7 @@ def build_dataset(
     workers: int = 0,
     beam: Sequence[str] = (),
     tokenizer_vocab: int = 8192,
+    add_columns: Callable[[epath.Path, int], pa.Table] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Writes the dataset of `jobs` at `out`, or goes on with it, or reports that it is there.
@@ -71,6 +73,8 @@ def build_dataset(
       beam: options of Apache Beam ("--runner=..."), which then runs the jobs instead: the same
         jobs, the same bytes. `out` must be a path that driver and workers share.
       tokenizer_vocab: size of the WordPiece vocabulary trained on the train split; 0: none.
+      add_columns: what can be told only of all records together: given the directory and the number
+        of shards, columns for metadata.parquet with a row a record. Runs here, after the shards.
       overwrite: removes a dataset at `out` first, finished or not, and nothing else.
     Raises:
       ValueError: `out` holds something else; the jobs are not those of before; no record came
@@ -102,7 +106,8 @@ def build_dataset(
         raise
     if tokenizer_vocab:
         _write_tokenizer(directory, tokenizer_vocab)
-    dataset = finish_dataset(directory, len(jobs), made_by)
+    columns = add_columns(directory, len(jobs)) if add_columns else None
+    dataset = finish_dataset(directory, len(jobs), made_by, columns)
     for name in ("build.json", STAGED_ROWS):
         (directory / name).unlink(missing_ok=True)
     print(summary(dataset))
@@ -345,7 +350,7 @@ def train_texts(directory: epath.Path, most: int = TOKENIZER_RECORDS) -> Iterato
     seen = 0
     for file, train_rows in rows.items():
         shard = os.fspath(file.with_suffix(".array_record"))
-        source = grain.sources.ArrayRecordDataSource([shard])
+        source = array_record_data_source.ArrayRecordDataSource([shard])
         for row in train_rows[-seen % step :: step]:
             yield from filter(None, Record.unpack(source[int(row)]).texts().values())
         seen += len(train_rows)

@@ -94,19 +94,19 @@ def collect(workdir: Path) -> None:
     print(
         f"Collected {len(done)} of {len(run_dirs)} runs: {len(tables['results.parquet']):,} "
         f"results, {len(tables['items.parquet']):,} scores of items, in {workdir}.",
-        *missing_sets(done),
+        *skipped(done),
         sep="\n",
         flush=True,
     )
 
 
-def missing_sets(run_dirs: Sequence[Path]) -> list[str]:
-    """A line an evaluation set that was not there when runs were scored."""
+def skipped(run_dirs: Sequence[Path]) -> list[str]:
+    """A line a set or evaluator that was left out when runs were scored, with the reason."""
     runs = collections.Counter()
     for run_dir in run_dirs:
         for file in _files(run_dir, "results.json"):
-            runs.update(json.loads(file.read_text())["missing"])
-    return [f"In {count} runs: {line}" for line, count in runs.items()]
+            runs.update(json.loads(file.read_text())["skipped"])
+    return [f"Skipped in {count} runs: {line}" for line, count in runs.items()]
 
 
 def run_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

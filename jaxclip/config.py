@@ -18,6 +18,8 @@ from jaxclip.data.sources import DataConfig
 from jaxclip.losses import LossConfig
 from jaxclip.metrics import LogConfig
 from jaxclip.models.clip import ClipConfig
+from jaxclip.models.resnet import ResNetConfig
+from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration, OptimizerConfig
 from jaxclip.sharding import ShardingConfig
 
@@ -100,13 +102,27 @@ class TrainConfig:
             )
         self.data.validate()
         self.model.validate(self.data.image.size)
-        if getattr(self.model.image, "naflex", False):
+        image, P = self.model.image, self.data.image.naflex_patch_size
+        is_naflex = isinstance(image, ViTConfig) and image.naflex
+        if P != (image.patch_size if isinstance(image, ViTConfig) and image.naflex else 0):
             raise ValueError(
-                "model.image.naflex cannot be trained: the loader gives squares. Set it to False; "
-                "the parameters are the same."
+                f"data.image.naflex_patch_size ({P}) must be model.image.patch_size with "
+                f"model.image.naflex, which is {is_naflex}, and 0 without."
+            )
+        is_frozen = isinstance(image, ResNetConfig) and image.norm == "frozen_batch"
+        if is_frozen and not (self.init or self.init_image):
+            raise ValueError(
+                "model.image.norm ('frozen_batch') needs the statistics of a checkpoint. Set "
+                "init_image, or model.image.norm='group' to train from scratch."
             )
         for part in (self.loss, self.optimizer, self.checkpoint, self.eval, self.log):
             part.validate()
+        if self.loss.objective().uses_bias and not self.model.init_logit_bias:
+            raise ValueError(
+                f"loss.name ({self.loss.name!r}) learns a bias, and model.init_logit_bias "
+                f"({self.model.init_logit_bias}) says that the model has none. Set it to -10.0 and "
+                "model.init_temperature to 0.1, as SigLIP."
+            )
         if self.loss.needs_labels() and not self.data.label:
             raise ValueError(
                 f"loss.name ({self.loss.name!r}) with loss.positives ({self.loss.positives!r}) and "

@@ -17,9 +17,10 @@ and, with --page, index.html.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+import numpy as np
+import pyarrow as pa
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
@@ -28,7 +29,7 @@ import jaxclip
 from jaxclip import command
 from jaxclip.config import load_config
 from jaxclip.data.sources import DataConfig
-from jaxclip.evals import results
+from jaxclip.evals import page, results
 from jaxclip.evals.base import Embedder
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
@@ -57,8 +58,11 @@ _DRAWS = flags.DEFINE_integer("draws", DRAWS, "Of the bootstrap.", lower_bound=0
 _OUT = flags.DEFINE_string("out", "", "Where results go; default: RUN/evaluation/SPLIT.")
 _CACHE = flags.DEFINE_string("cache", "", "Where embeddings are kept; default: OUT/embeddings.")
 _PAGE = flags.DEFINE_bool("page", False, "Also a page with pictures: OUT/index.html.")
-RANDOM_SEEDS = 8
 _COMPARE = flags.DEFINE_multi_string("compare", [], "Two results to compare, instead of scoring.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "Vocabulary of checkpoints that come without one."
+)
+RANDOM_SEEDS = 8
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,65 +78,97 @@ def main(argv: Sequence[str]) -> None:
     options = SuiteOptions(
         suite=tuple(_SUITE.value), protocol=_PROTOCOL.value, templates=_TEMPLATES.value
     )
-    splits, missing = _open_sets(_MODEL.value[0])
+    splits, skipped = _open_sets(_MODEL.value[0])
+    report = Report(skipped=skipped)
     mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
-    directory = epath.Path(_CACHE.value or out / "embeddings")
-    rows, items, pages = [], [], []
     for model in _MODEL.value:
-        of_seeds = []
-        for one in seeds_of(model):
-            cache = EmbeddingCache(load_embedder(one, mesh), directory)
-            of_seeds.append([])
-            for of_splits in splits:
-                scored = of_splits[_SPLIT.value]
-                found = evaluate_split(cache, of_splits, _SPLIT.value, options)
-                name = model_name(one, cache.embedder)
-                of_seeds[-1] += results.rows_of(
-                    found, model=name, set_name=scored.name, split=scored.split,
-                    identity=scored.identity, draws=_DRAWS.value,
-                )  # fmt: skip
-                items += results.items_of(
-                    found, model=name, set_name=scored.name, split=scored.split
-                )
-                if len(of_seeds) == 1:
-                    pages.append((name, cache, scored))
-        name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
-        rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
-    rows += _alignments(pages)
+        _score(model, splits, options, epath.Path(_CACHE.value or out / "embeddings"), mesh, report)
     left_out = {s[_SPLIT.value].name: s[_SPLIT.value].left_out for s in splits}
     if jax.process_index() == 0:
-        about = {"environment": environment(), "missing": missing, "left_out": left_out}
+        about = {"environment": environment(), "skipped": report.skipped, "left_out": left_out}
         about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
-        results.write(rows, items, out, about)
-        print(*results.summary(rows), sep="\n")
-        for name, reasons in left_out.items():
-            print(*(f"Left out of {name}: {n:,} ({why})" for why, n in reasons.items()), sep="\n")
-        print(*missing, f"Written to {out}", sep="\n")
+        results.write(report.rows, report.items, out, about)
+        print(*results.summary(report.rows), sep="\n")
+        lines = [
+            f"Left out of {name}: {n:,} ({why})"
+            for name, reasons in left_out.items()
+            for why, n in reasons.items()
+        ]
+        lines += [f"Skipped: {why}" for why in report.skipped]
+        print(*lines, f"Written to {out}", sep="\n")
         if _PAGE.value:
-            from jaxclip.evals.page import write_page
-
-            print("Page:", write_page(out, rows, pages, options.templates))
-    if not rows:
-        raise ValueError("No set could be scored: all of them are missing, see above.")
+            print("Page:", page.write_page(out, report.rows, report.sections))
+    if not report.rows:
+        raise ValueError("No set could be scored: see what was skipped, above.")
 
 
-def _alignments(pages: Sequence[tuple[str, EmbeddingCache, EvalSplit]]) -> list[results.Row]:
-    """CKA of the first model's images of each set with those of every other model."""
-    rows, first = [], {}
-    if "representation" not in _SUITE.value:
-        return rows
-    for name, cache, scored in pages:
-        image_NE = cache.images(scored.content_hash, scored.images)[:SAMPLES]
-        other, other_NE = first.setdefault(scored.name, (name, image_NE))
-        if other != name:
-            rows.append(
-                dict.fromkeys(results.ROW.names)
-                | {"model": name, "set": scored.name, "split": scored.split}
-                | {"evaluator": "representation", "metric": f"image_cka_with_{other}"}
-                | {"value": cka(other_NE, image_NE), "units": len(image_NE)}
-                | {"groups": len(image_NE), "seed": 0, "identity": scored.identity}
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Report:
+    """What has been found so far; embeddings and models are not kept."""
+
+    skipped: list[str]  # sets and evaluators, with the reason
+    rows: list[results.Row] = dataclasses.field(default_factory=list)
+    items: list[pa.Table] = dataclasses.field(default_factory=list)
+    first: dict[str, tuple[str, str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    sections: list[str] = dataclasses.field(default_factory=list)  # of the page
+
+
+def _score(
+    model: str,
+    splits: Sequence[dict[str, EvalSplit]],
+    options: SuiteOptions,
+    directory: epath.Path,
+    mesh: Mesh,
+    report: Report,
+) -> None:
+    """Adds a model's results to the report; of several seeds, their mean's."""
+    if ":random" in model and "robustness" in options.suite:
+        report.skipped.append(f"robustness of {model}: random weights have nothing to lose.")
+        suite = tuple(name for name in options.suite if name != "robustness")
+        options = dataclasses.replace(options, suite=suite)
+    of_seeds = []
+    for one in seeds_of(model):
+        cache = EmbeddingCache(load_embedder(one, mesh, _TOKENIZER.value), directory)
+        name = model_name(one, cache.embedder)
+        of_seeds.append([])
+        for of_splits in splits:
+            scored = of_splits[_SPLIT.value]
+            found, nothing = evaluate_split(cache, of_splits, _SPLIT.value, options)
+            of_seeds[-1] += results.rows_of(
+                found, model=name, set_name=scored.name, split=scored.split,
+                identity=scored.identity, draws=_DRAWS.value,
+            )  # fmt: skip
+            report.items += results.items_of(
+                found, model=name, set_name=scored.name, split=scored.split
             )
-    return rows
+            if "representation" in options.suite:
+                of_seeds[-1] += _alignment(model, name, cache, scored, report.first)
+            if len(of_seeds) > 1:
+                continue
+            report.skipped += [line for line in nothing if line not in report.skipped]
+            if _PAGE.value:
+                report.sections.append(page.section(name, cache, scored, options.templates))
+    name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
+    report.rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
+
+
+def _alignment(
+    model: str,
+    name: str,
+    cache: EmbeddingCache,
+    scored: EvalSplit,
+    first: dict[str, tuple[str, str, np.ndarray]],
+) -> list[results.Row]:
+    """CKA with the first model that saw the set, of the images; that one itself has none."""
+    image_NE = cache.images(scored.content_hash, scored.images)[:SAMPLES]
+    first_model, first_name, first_NE = first.setdefault(scored.name, (model, name, image_NE))
+    if first_model == model:
+        return []
+    row = dict.fromkeys(results.ROW.names) | {"model": name, "set": scored.name}
+    row |= {"split": scored.split, "evaluator": "representation"}
+    row |= {"metric": f"image_cka_with_{first_name}", "value": cka(first_NE, image_NE)}
+    row |= {"units": len(scored.images), "groups": len(scored.images), "seed": 0}
+    return [row | {"identity": scored.identity}]
 
 
 def seeds_of(model: str) -> list[str]:
@@ -142,8 +178,8 @@ def seeds_of(model: str) -> list[str]:
     return model.split(",")
 
 
-def load_embedder(model: str, mesh: Mesh) -> Embedder:
-    """A run, RUN:randomSEED, or what jaxclip.load reads.
+def load_embedder(model: str, mesh: Mesh, tokenizer: str = "") -> Embedder:
+    """A run, RUN:randomSEED, or what jaxclip.load reads, with this vocabulary if it has none.
 
     Raises:
       FileNotFoundError: there is no such thing.
@@ -152,10 +188,9 @@ def load_embedder(model: str, mesh: Mesh) -> Embedder:
     if is_run(path):
         embedder = _run_embedder(path, mesh)
         return embedder.randomised(int(seed)) if is_random else embedder
-    load: Any = getattr(jaxclip, "load", None)
-    if load is None or is_random:
+    if is_random:
         raise FileNotFoundError(f"--model ({model}) holds no run of jaxclip.train.")
-    return load(model)
+    return jaxclip.load(path, tokenizer=tokenizer)
 
 
 @functools.lru_cache(maxsize=1)  # random seeds of a run share its compiled functions
@@ -182,7 +217,7 @@ def _first(model: str) -> epath.Path:
 
 def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
     """Splits of each set that is there, and a line on each that is not."""
-    found, missing = [], []
+    found, skipped = [], []
     needed = ("train", "validation") if "probe" in _SUITE.value else ()
     needed = sorted({*needed, _SPLIT.value})
     for name in _SET.value:
@@ -194,7 +229,7 @@ def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
                 raise FileNotFoundError(f"{name} has no {_SPLIT.value} split: {', '.join(splits)}.")
             found.append(splits)
         except FileNotFoundError as error:
-            missing.append(f"Skipped: {error}")
+            skipped.append(str(error))
     if _DATA.value or not _SET.value:
         config, prompt_files = _data_config(model)
         by_split = {
@@ -202,7 +237,7 @@ def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
         }
         for i in range(len(config.path)):
             found.append({split: sets[i] for split, sets in by_split.items()})
-    return found, missing
+    return found, skipped
 
 
 def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:

@@ -1,11 +1,13 @@
 """Hands a trained model to other tools: python -m jaxclip.export --workdir=RUN --to=hf --out=DIR
 
   hf          transformers.AutoModel.from_pretrained(DIR): CLIP, SigLIP, SigLIP 2
-  openclip    open_clip.create_model_and_transforms("local-dir:DIR"): also BiomedCLIP's kind, ResNet
+  openclip    open_clip.create_model_and_transforms("local-dir:DIR"): also ResNet and BERT; with a
+              BERT its config has the folder's path, so give --bert=NAME for the hub
   big_vision  DIR/checkpoint.npz, as its SigLIP checkpoints are
 
 DIR also gets configs, preprocessing, tokenizer and a model card. What was written is read back and
-compared before DIR appears. --workdir may also be a checkpoint of another format.
+compared before DIR appears. --workdir may also be a checkpoint of another format. A run that scores
+averaged parameters (eval.ema) is exported with these.
 """
 
 import dataclasses
@@ -21,12 +23,9 @@ import safetensors.numpy
 from absl import flags
 
 from jaxclip import command
-from jaxclip.config import load_config
 from jaxclip.data.text import Tokenizer, load_tokenizer
-from jaxclip.evals.suite import score_lines
-from jaxclip.metrics import read_metrics
+from jaxclip.model_card import model_card
 from jaxclip.models import clip
-from jaxclip.models.bert import BertConfig
 from jaxclip.models.pretrained import (
     big_vision,
     huggingface,
@@ -37,17 +36,17 @@ from jaxclip.models.pretrained import (
 )
 from jaxclip.models.pretrained.family import Family
 from jaxclip.models.pretrained.folders import (
-    BIOMED_BERT,
-    NotRepresentable,
     check_big_vision,
     huggingface_files,
     openclip_files,
     openclip_text_prefix,
-    tokenizer_files,
 )
+from jaxclip.models.pretrained.openclip_table import image_kind
 from jaxclip.models.pretrained.table import write
+from jaxclip.models.pretrained.timm_vit import timm_activation, timm_name
+from jaxclip.models.pretrained.tokenizer_files import tokenizer_files
 from jaxclip.models.vit import ViTConfig
-from jaxclip.start import is_run, open_model
+from jaxclip.start import open_model
 
 FORMATS = ("hf", "openclip", "big_vision")
 
@@ -74,18 +73,20 @@ def export(source: str, to: str, out: str, *, bert: str = "") -> list[str]:
     family = open_model(source)
     if family.towers != ("image", "text"):
         raise ValueError(f"--workdir ({source}) has only one tower: {family.towers[0]}.")
-    params, _ = load_params(family)
+    params, report = load_params(family)
     tokenizer = load_tokenizer(family.tokenizer) if family.tokenizer.path else None
     partial = target.with_name(f"{target.name}.partial-{np.random.default_rng().integers(2**32)}")
     partial.mkdir(parents=True)
     try:
+        bert = bert or str(target.absolute())
         notes = write_folder(family, params, tokenizer, to, partial, bert, source)
         notes += check(family, params, to, partial)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.stat().st_size for file in target.iterdir() if file.is_file())
-    return [f"Written to {out}: {size / 1e6:.1f} MB, {len(list(target.iterdir()))} files", *notes]
+    written = f"Written to {out}: {size / 1e6:.1f} MB, {len(list(target.iterdir()))} files"
+    return [f"From {source} ({family.name}):", *(f"  {x}" for x in report.lines()), written, *notes]
 
 
 def write_folder(
@@ -100,16 +101,9 @@ def write_folder(
         files = huggingface_files(model, family.image, inputs)
         rules = huggingface.rules(model)
     elif to == "openclip":
-        needs_config = isinstance(model.text, BertConfig) and not bert
-        bert = bert or _default_bert(model.text)
-        if needs_config and not bert:
-            raise NotRepresentable(
-                "--to=openclip of a BERT text tower that is not of BERT-base's sizes needs --bert: "
-                "the name or folder of a BERT of the same sizes, whose config OpenCLIP reads."
-            )
         is_clip_bpe = tokenizer.kind == "clip" if tokenizer else inputs.vocab_size == 49_408
-        files = openclip_files(model, family.image, inputs, is_clip_bpe, bert)
-        has_bias = bool(model.init_logit_bias)
+        has_bias = bool(model.init_logit_bias or leaves["logit_bias"])
+        files = openclip_files(model, family.image, inputs, is_clip_bpe, bert, has_bias)
         rules = openclip.rules(model, text_prefix=openclip_text_prefix(model), has_bias=has_bias)
     else:
         check_big_vision(model)
@@ -126,26 +120,43 @@ def write_folder(
         safetensors.numpy.save_file(tensors, folder / name, metadata={"format": "pt"})
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
-    if tokenizer is None:
-        notes.append("No tokenizer: the checkpoint came without one")
-    else:
-        for name, content in tokenizer_files(tokenizer).items():
-            (folder / name).write_bytes(content)
+    is_naflex = family.image.naflex_patch_size > 0
+    notes += write_tokenizer(tokenizer, to, folder, is_naflex)
     if family.image.interpolation not in ("pillow_bicubic", "pillow_bilinear"):
         notes.append(
             f"Images were resized with {family.image.interpolation!r}; the nearest that others "
             "have is written. Embeddings of images differ a little for it"
         )
-    (folder / "README.md").write_text(model_card(family, to, source, notes))
+    if to == "openclip" and not _is_native_gelu(model, inputs):
+        notes.append(
+            "timm computes the exact GELU in the image tower, where this model has its tanh "
+            "approximation: embeddings differ by about 1e-4"
+        )
+    (folder / "README.md").write_text(model_card(family, params, tokenizer, to, source, notes))
     return notes
 
 
-def _default_bert(text: Any) -> str:
-    if not isinstance(text, BertConfig):
-        return ""
-    t = text.transformer
-    sizes = t.width, t.depth, t.num_heads, text.max_positions
-    return BIOMED_BERT if sizes == (768, 12, 12, 512) else ""
+def write_tokenizer(
+    tokenizer: Tokenizer | None, to: str, folder: Path, is_naflex: bool
+) -> list[str]:
+    """The tokenizer's files; returns what they do otherwise."""
+    if tokenizer is None:
+        return ["No tokenizer: the checkpoint came without one"]
+    files, notes = {}, []
+    if to != "big_vision":
+        files, notes = tokenizer_files(tokenizer)
+    if to == "hf" and is_naflex:
+        notes.append(
+            "Open the tokenizer with transformers.PreTrainedTokenizerFast: AutoTokenizer has one "
+            "of its own for NaFlex, which also lower-cases"
+        )
+    if to == "openclip":
+        notes.append("OpenCLIP repairs wrongly decoded characters and HTML entities in texts first")
+    if to == "big_vision" or tokenizer.kind == "clip":  # OpenCLIP has CLIP's by itself; for jaxclip
+        files[tokenizer.file_name] = tokenizer.content
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return notes
 
 
 def check(family: Family, params: clip.Params, to: str, folder: Path) -> list[str]:
@@ -156,11 +167,10 @@ def check(family: Family, params: clip.Params, to: str, folder: Path) -> list[st
     """
     path = folder / "checkpoint.npz" if to == "big_vision" else folder
     again = open_checkpoint(str(path))
-    params_again, _ = load_params(again)
+    params_again, report = load_params(again)
     ours, theirs = leaves_of(params), leaves_of(params_again)
-    has_bias = bool(family.model.init_logit_bias)
     for name, leaf in ours.items():
-        if name == "logit_bias" and not has_bias:
+        if name == "logit_bias" and "logit_bias" not in report.loaded:
             continue
         if name not in theirs or not np.array_equal(leaf, theirs[name]):
             raise ValueError(f"{folder} does not read back as what was written: {name} differs.")
@@ -169,8 +179,7 @@ def check(family: Family, params: clip.Params, to: str, folder: Path) -> list[st
         embed_examples(again.model, family.inputs, params_again),
     ]
     difference = max(float(np.abs(a - b).max()) for a, b in zip(*embedded, strict=True))
-    # timm computes the exact GELU where SigLIP's weights were trained with its approximation
-    limit = 1e-5 if _same_function(family, again) else 1e-3
+    limit = 1e-5 if to != "openclip" or _is_native_gelu(family.model, family.inputs) else 1e-3
     if not difference <= limit:
         raise ValueError(
             f"{folder} does not read back as what was written: embeddings differ by {difference}."
@@ -178,10 +187,14 @@ def check(family: Family, params: clip.Params, to: str, folder: Path) -> list[st
     return [f"Read back: parameters equal, embeddings within {difference:.1e}"]
 
 
-def _same_function(a: Family, b: Family) -> bool:
-    if not isinstance(a.model.image, ViTConfig) or not isinstance(b.model.image, ViTConfig):
+def _is_native_gelu(model: clip.ClipConfig, inputs: clip.Inputs) -> bool:
+    """Whether OpenCLIP computes the image tower's activation; a ViT of timm has its name's."""
+    image = model.image
+    if not isinstance(image, ViTConfig) or image_kind(model) != "timm":
         return True
-    return a.model.image.transformer.activation == b.model.image.transformer.activation
+    t = image.transformer
+    name = timm_name(image.pool, t.width, t.depth, image.patch_size, inputs.image_size)
+    return t.activation == timm_activation(name)
 
 
 def embed_examples(
@@ -209,50 +222,13 @@ def example_batch(model: clip.ClipConfig, inputs: clip.Inputs) -> dict[str, np.n
     return {"image": image, "tokens": tokens}
 
 
-def model_card(family: Family, to: str, source: str, notes: list[str]) -> str:
-    """README.md: what it was trained on, for how long, how it scores, how to open it."""
-    opened = {
-        "hf": 'transformers.AutoModel.from_pretrained("DIR")',
-        "openclip": 'open_clip.create_model_and_transforms("local-dir:DIR")',
-        "big_vision": "the checkpoint.npz of big_vision's two_towers model",
-    }[to]
-    library = {"hf": "transformers", "openclip": "open_clip", "big_vision": "big_vision"}[to]
-    image, model = family.image, family.model
-    lines = [
-        "---", f"library_name: {library}", "pipeline_tag: zero-shot-image-classification",
-        "tags: [clip, biomedical, jaxclip]", "---", "", f"# {Path(source).name}", "",
-        f"A dual encoder trained with jaxclip. Open it with `{opened}`.", "",
-        f"- image tower: {type(model.image).__name__}, {image.size} px; text tower: "
-        f"{type(model.text).__name__}, {family.inputs.context_length} tokens; embeddings of "
-        f"{model.embed_dim}",
-        f"- images: {image.resize}, {image.interpolation}, mean {image.mean}, std {image.std}",
-        *(f"- {note}" for note in notes),
-    ]  # fmt: skip
-    lines += _training_lines(source) if is_run(source) else [f"- converted from {family.name}"]
-    return "\n".join(lines) + "\n"
-
-
-def _training_lines(workdir: str) -> list[str]:
-    config, metrics = load_config(workdir), read_metrics(Path(workdir))
-    step = max((line["step"] for line in metrics), default=0)
-    scores = [line for line in metrics if "loss" not in line]
-    lines = ["", "## Training", "", f"- samples seen: {step * config.batch_size:,}"]
-    lines += [f"- dataset: {Path(path).name}" for path in config.data.path]
-    started = [p for p in (config.init, config.init_image, config.init_text) if p]
-    lines += [f"- started from: {Path(path).name}" for path in started]
-    lines += [f"- loss: {config.loss.name}; optimizer: {config.optimizer.name}"]
-    for file in sorted(Path(workdir).glob("scores_*.json")):
-        scores.append(json.loads(file.read_text()))
-    for line in scores[-2:]:
-        values = {k: v for k, v in line.items() if k != "step"}
-        lines += ["", f"## Scores after step {line['step']:,}", ""]
-        lines += [f"- {text}" for text in score_lines(values)]
-    return lines
-
-
 if __name__ == "__main__":  # not above: train.py, which tests import too, has a workdir of its own
     flags.DEFINE_string("workdir", None, "The run to export, or a checkpoint.")
     flags.DEFINE_enum("to", None, FORMATS, "The format.")
     flags.DEFINE_string("out", None, "The folder to write; must not exist.")
-    flags.DEFINE_string("bert", "", "openclip, BERT text: name of a BERT of the same sizes.")
+    flags.DEFINE_string(
+        "bert",
+        "",
+        "openclip, BERT text: the hub name of what is written here, or of a BERT of its sizes.",
+    )
     command.run(main)

@@ -10,6 +10,7 @@ Shape letters: N images, M texts, E embedding, H height, W width.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,16 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.image import decode_image, eval_pixels, naflex_patches
+from jaxclip.data.image import ImageConfig, eval_image, eval_pixels, stack_images
 from jaxclip.data.text import Tokenizer, load_tokenizer
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_params, tree_of
 from jaxclip.models.pretrained.family import Family
 from jaxclip.models.pretrained.files import Weights
-from jaxclip.models.vit import ViTConfig
+from jaxclip.models.pretrained.table import Report
 from jaxclip.start import open_model
 
+log = logging.getLogger(__name__)
 Picture = Any  # a Pillow image, uint8 pixels [H, W, 3] or [H, W], the bytes of a file, or its path
 
 
@@ -51,11 +53,16 @@ def load(
     family = open_model(path_or_name)
     family.model = dataclasses.replace(family.model, dtype=dtype)
     family.model.validate(family.image.size)
-    leaves = leaves_of(load_params(family)[0])
+    params, report = load_params(family)
+    leaves = leaves_of(params)
+    del params
     # one by one, each host copy given back, and then the file: else all of it is held three times
     placed = {path: jax.device_put(leaves.pop(path), device) for path in list(leaves)}
     family.weights = Weights({})
-    return Model(family, tree_of(placed), _tokenizer(family, tokenizer), batch_size)
+    found = "; ".join(report.lines())
+    log.log(logging.INFO if report.is_plain else logging.WARNING, "%s (%s): %s", path_or_name,
+            family.name, found)  # fmt: skip
+    return Model(family, tree_of(placed), _tokenizer(family, tokenizer), batch_size, report)
 
 
 def _tokenizer(family: Family, path: str) -> Tokenizer | None:
@@ -79,12 +86,17 @@ class Model:
     """A loaded model. Embeddings are float32 NumPy arrays of unit norm, in the order given."""
 
     def __init__(
-        self, family: Family, params: clip.Params, tokenizer: Tokenizer | None, batch_size: int
+        self,
+        family: Family,
+        params: clip.Params,
+        tokenizer: Tokenizer | None,
+        batch_size: int,
+        report: Report,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         self.family, self.params, self.tokenizer = family, params, tokenizer
-        self.batch_size = batch_size
+        self.batch_size, self.report = batch_size, report
         model, inputs = family.model, family.inputs
         self._encode_image = jax.jit(functools.partial(clip.encode_image, model, inputs))
         self._encode_text = jax.jit(functools.partial(clip.encode_text, model, inputs))
@@ -142,22 +154,20 @@ class Model:
 
     def _preprocess(self, images: Sequence[Picture]) -> Any:
         """What the image tower takes, as the checkpoint's family has it."""
-        image, tower = self.family.image, self.family.model.image
-        pixels = [to_pixels(picture) for picture in images]
-        if not (isinstance(tower, ViTConfig) and tower.naflex):
-            return np.stack([eval_pixels(x, image) for x in pixels])
-        P = tower.patch_size
-        found = [naflex_patches(x, P, (image.size // P) ** 2, image.interpolation) for x in pixels]
-        patches, grids = zip(*found, strict=True)
-        return {"patches": np.stack(patches), "grid": np.array(grids, np.int32)}
+        config = self.family.image
+        return stack_images([prepared(picture, config) for picture in images], config)
 
 
-def to_pixels(picture: Picture) -> np.ndarray:
-    """uint8 RGB [H, W, 3]. Raises ValueError for another type or shape, or an unreadable file."""
+def prepared(picture: Picture, config: ImageConfig) -> np.ndarray:
+    """Decoded, resized and cropped: uint8 RGB.
+
+    Raises:
+      ValueError: another type or shape, or an unreadable file.
+    """
     if isinstance(picture, (str, Path)):
         picture = Path(picture).read_bytes()
-    if isinstance(picture, bytes):
-        return decode_image(picture)
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return eval_image(bytes(picture), config)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture.convert("RGB"))
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
@@ -167,4 +177,4 @@ def to_pixels(picture: Picture) -> np.ndarray:
         picture = np.repeat(picture[..., None], 3, axis=-1)
     if picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
         raise ValueError(f"an image of shape {picture.shape} must be [height, width, 3].")
-    return picture
+    return eval_pixels(picture, config)

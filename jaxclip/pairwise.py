@@ -6,12 +6,13 @@ backward pass they travel once more, with their gradients, and each block is com
 memory grows with the batch and not with its square, and so does what is sent.
 
 Shape letters: B pairs of the batch, n of them on one device, E embedding, R images x C texts of a
-block, K kinds of label.
+block, W words an id.
 """
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 MASKED = -1e30  # a logit that does not count; finite, as inf - inf is not a number
 CHUNK_BYTES = 16 << 20  # of logits that the ring has at a time, a device
 
-Relations = dict[str, jax.Array]  # name -> ids int32 [B, words]; "labels" -> float32 [B, K]
+Relations = dict[str, jax.Array]  # name -> ids int32 [B, W], equal where two rows are related
 Statistics = dict[str, jax.Array]  # name -> float32 [B]: one number an image or a text
 
 
@@ -28,6 +29,7 @@ class Side(NamedTuple):
     """The images or the texts of a block."""
 
     embedding: jax.Array  # [R or C, E]
+    own_logit: jax.Array  # float32 [R or C]: of each with its own text or image
     relations: Relations
 
 
@@ -35,40 +37,64 @@ class Block(NamedTuple):
     """All pairs of R images with C texts."""
 
     logits: jax.Array  # float32 [R, C]
-    positive: jax.Array  # bool [R, C]: matched
+    own: jax.Array  # bool [R, C]: the pairs of the data
+    positive: jax.Array  # bool [R, C]: matched; own pairs, too
     counted: jax.Array  # bool [R, C]: positive or negative, not left out
     similarity: jax.Array | None  # float32 [R, C]: cosine of the labels, where a loss asks for it
+    margins: Any = None  # float32 [R, C]: logits, less the own logit of the image or text that the
+    # statistic is of; a loss of margins keeps its digits where it is small
 
 
 class Term(NamedTuple):
-    """One statistic of each image or text: `fold` of `value` over the others."""
+    """One statistic of each image or text: `fold` of `start` and the `value` of all its pairs."""
 
     fold: str  # sum | logsumexp
     value: Callable[[Block], jax.Array]  # float32 [R, C]
+    start: float  # of no pairs; for a logsumexp MASKED, or 0: the margin of the own pair
 
 
 Terms = dict[str, Term]
-MakeBlock = Callable[..., Block]  # (image: Side, text: Side, logit_scale, logit_bias)
-TakeStatistics = Callable[..., tuple[Statistics, Statistics]]  # of images, of texts; from
-# (image_BE, text_BE, logit_scale, logit_bias, relations)
+MakeBlock = Callable[..., Block]  # (logits_RC, image: Side, text: Side, bias), margins left open
+TakeStatistics = Callable[..., tuple[Statistics, Statistics]]  # (image: Side, text: Side, bias) ->
+# of images, of texts; logits are products of the embeddings, so images come with the scale in them
 
 
-def dense_statistics(
-    make_block: MakeBlock, image_terms: Terms, text_terms: Terms
-) -> TakeStatistics:
-    """All logits at once; the compiler splits them as the batch is split."""
+class Pairs(NamedTuple):
+    """What is asked of all pairs."""
 
-    def statistics(image_BE, text_BE, scale, bias, relations):
-        block = make_block(Side(image_BE, relations), Side(text_BE, relations), scale, bias)
-        return _fold(image_terms, block, 1), _fold(text_terms, block, 0)
+    make_block: MakeBlock
+    image_terms: Terms
+    text_terms: Terms
 
+
+def dense_statistics(pairs: Pairs) -> TakeStatistics:
+    """All logits at once; the compiler splits them as the batch is split.
+
+    The backward pass keeps the logits and makes their gradient, and no more of that size.
+    """
+
+    def forward(image: Side, text: Side, bias):
+        logits = _products(image.embedding, text.embedding)
+        of_images, of_texts = _fold(pairs, logits, image, text, bias)
+        stats = (
+            _merge(pairs.image_terms, _empty(pairs.image_terms, len(logits)), of_images),
+            _merge(pairs.text_terms, _empty(pairs.text_terms, len(logits)), of_texts),
+        )
+        return stats, (logits, image, text, bias, stats)
+
+    def backward(residuals, cotangents):
+        *block, stats = residuals
+        slopes = zip(stats, cotangents, strict=True)
+        image_grad, text_grad, bias_grad = _gradients(pairs, *block, *slopes)
+        return Side(*image_grad, None), Side(*text_grad, None), bias_grad  # ids have none
+
+    statistics = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
+    statistics.defvjp(forward, backward)
     return statistics
 
 
 def ring_statistics(
-    make_block: MakeBlock,
-    image_terms: Terms,
-    text_terms: Terms,
+    pairs: Pairs,
     chunk_rows: int = 0,
     mesh: Mesh | None = None,
     axes: tuple[str, ...] = (),
@@ -93,82 +119,78 @@ def ring_statistics(
 
         return jax.lax.scan(turn, (at_home, visitor), None, length=num_devices)[0]
 
-    def forward(image_nE, text_nE, scale, bias, relations):
-        rows = chunk_rows or max(1, CHUNK_BYTES // (4 * len(text_nE)))
+    def rows_of(text: Side) -> int:
+        return chunk_rows or max(1, CHUNK_BYTES // (4 * len(text.embedding)))
 
+    def forward(image: Side, text: Side, bias):
         def meet(image_stats, visitor):
             text, text_stats = visitor
 
-            def chunk(text_stats, image):
-                block = make_block(image, text, scale, bias)
-                text_stats = _merge(text_terms, text_stats, _fold(text_terms, block, 0))
-                return text_stats, _fold(image_terms, block, 1)
+            def chunk(text_stats, image: Side):
+                logits = _products(image.embedding, text.embedding)
+                of_images, of_texts = _fold(pairs, logits, image, text, bias)
+                return _merge(pairs.text_terms, text_stats, of_texts), of_images
 
-            text_stats, new = _by_rows(chunk, text_stats, Side(image_nE, relations), rows)
-            return _merge(image_terms, image_stats, new), (text, text_stats)
+            text_stats, of_images = _by_rows(chunk, text_stats, image, rows_of(text))
+            return _merge(pairs.image_terms, image_stats, of_images), (text, text_stats)
 
-        visitor = Side(text_nE, relations), _empty(text_terms, len(text_nE))
-        image_stats = _empty(image_terms, len(image_nE))
-        image_stats, (_, text_stats) = go_around(meet, image_stats, visitor)
+        image_stats, text_stats = (
+            _empty(terms, len(image.embedding)) for terms in (pairs.image_terms, pairs.text_terms)
+        )
+        image_stats, (_, text_stats) = go_around(meet, image_stats, (text, text_stats))
         return image_stats, text_stats
 
-    def backward(image_nE, text_nE, scale, bias, relations, image_slopes, text_slopes):
-        """Gradients of image_nE, text_nE, scale, bias; slopes are (statistics, cotangents)."""
-        rows = chunk_rows or max(1, CHUNK_BYTES // (4 * len(text_nE)))
+    def backward(image: Side, text: Side, bias, image_slopes, text_slopes):
+        """Gradients of image[:2], text[:2], bias."""
 
         def meet(grads, visitor):
-            image_grad, *scalar_grads = grads
+            image_grad, bias_grad = grads
             text, text_slopes, text_grad = visitor
 
             def chunk(grads, part):
                 image, image_slopes = part
+                logits = _products(image.embedding, text.embedding)
+                block = logits, image, text, bias
+                of_images, *new = _gradients(pairs, *block, image_slopes, text_slopes)
+                return _add(grads, new), of_images
 
-                def linear(text_CE, scale, bias, image_RE):
-                    sides = image._replace(embedding=image_RE), text._replace(embedding=text_CE)
-                    block = make_block(*sides, scale, bias)
-                    to_images = _linear(image_terms, block, 1, *image_slopes)
-                    return to_images + _linear(text_terms, block, 0, *text_slopes)
+            home = image, image_slopes
+            (text_grad, bias_grad), of_images = _by_rows(
+                chunk, [text_grad, bias_grad], home, rows_of(text)
+            )
+            return [_add(image_grad, of_images), bias_grad], (text, text_slopes, text_grad)
 
-                arguments = text.embedding, scale, bias, image.embedding
-                *new, image_grad = jax.grad(linear, argnums=(0, 1, 2, 3))(*arguments)
-                return jax.tree.map(jnp.add, grads, new), image_grad
-
-            home = Side(image_nE, relations), image_slopes
-            grads, new = _by_rows(chunk, [text_grad, *scalar_grads], home, rows)
-            text_grad, *scalar_grads = grads
-            return [image_grad + new, *scalar_grads], (text, text_slopes, text_grad)
-
-        visitor = Side(text_nE, relations), text_slopes, jnp.zeros_like(text_nE)
-        grads = [jnp.zeros_like(x) for x in (image_nE, scale, bias)]
-        (image_grad, *scalar_grads), (_, _, text_grad) = go_around(meet, grads, visitor)
+        image_zero, text_zero, bias_zero = jax.tree.map(jnp.zeros_like, (image[:2], text[:2], bias))
+        (image_grad, bias_grad), (_, _, text_grad) = go_around(
+            meet, [image_zero, bias_zero], (text, text_slopes, text_zero)
+        )
         if num_devices > 1:
-            scalar_grads = jax.lax.psum(scalar_grads, axes)
-        return image_grad, text_grad, *scalar_grads
+            bias_grad = jax.lax.psum(bias_grad, axes)
+        return image_grad, text_grad, bias_grad
 
     if mesh:
         split, whole = PartitionSpec(axes), PartitionSpec()
-        inputs = (split, split, whole, whole, split)
+        inputs = (split, split, whole)
         forward = jax.shard_map(
             forward, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False
         )
         backward = jax.shard_map(
             backward, mesh=mesh, in_specs=(*inputs, split, split),
-            out_specs=(split, split, whole, whole), check_vma=False,
+            out_specs=(split, split, whole), check_vma=False,
         )  # fmt: skip
 
-    @jax.custom_vjp
-    def statistics(image_BE, text_BE, scale, bias, relations):
-        return forward(image_BE, text_BE, scale, bias, relations)
-
-    def statistics_and_residuals(*arguments):
+    def forward_and_residuals(*arguments):
         stats = forward(*arguments)
         return stats, (arguments, stats)
 
     def gradients(residuals, cotangents):
         arguments, stats = residuals
-        return *backward(*arguments, *zip(stats, cotangents, strict=True)), None
+        slopes = zip(stats, cotangents, strict=True)
+        image_grad, text_grad, bias_grad = backward(*arguments, *slopes)
+        return Side(*image_grad, None), Side(*text_grad, None), bias_grad  # ids have none
 
-    statistics.defvjp(statistics_and_residuals, gradients)
+    statistics = jax.custom_vjp(lambda *arguments: forward(*arguments))
+    statistics.defvjp(forward_and_residuals, gradients)
     return statistics
 
 
@@ -186,6 +208,22 @@ def share_of_pairs(ids_BW: jax.Array) -> jax.Array:
     return 2 * jnp.sum((place_B - run_start_B).astype(jnp.float32)) / (B * (B - 1.0))
 
 
+def share_of_union(ids: Sequence[jax.Array]) -> jax.Array:
+    """The share of pairs that are equal in any of these ids [B, W]; none: 0.
+
+    By inclusion and exclusion: equal in several ids is equal in all their words.
+    """
+    sizes = range(1, len(ids) + 1)
+    subsets = [subset for n in sizes for subset in itertools.combinations(ids, n)]
+    if not subsets:
+        return jnp.float32(0)
+    # repeated to equal length and stacked: one sort is compiled, not one a subset
+    words = [itertools.islice(itertools.cycle(subset), len(ids)) for subset in subsets]
+    shares = jax.vmap(share_of_pairs)(jnp.stack([jnp.concatenate([*w], axis=1) for w in words]))
+    signs = jnp.array([1 if len(subset) % 2 else -1 for subset in subsets], jnp.float32)
+    return jnp.sum(signs * shares)
+
+
 def _by_rows(function, carry, xs, rows: int):
     """`function(carry, rows of xs) -> (carry, y)` chunk after chunk; the last may be smaller."""
     n = len(jax.tree.leaves(xs)[0])
@@ -201,15 +239,18 @@ def _by_rows(function, carry, xs, rows: int):
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *ys)
 
 
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _products(image_RE: jax.Array, text_CE: jax.Array) -> jax.Array:
+    # float32 on every backend: near 100, bfloat16 steps by 0.5
+    return jnp.matmul(image_RE, text_CE.T, precision="highest", preferred_element_type=jnp.float32)
+
+
 def _empty(terms: Terms, n: int) -> Statistics:
     """Of no pairs."""
-    start = {"sum": 0.0, "logsumexp": MASKED}
-    return {name: jnp.full(n, start[term.fold], jnp.float32) for name, term in terms.items()}
-
-
-def _fold(terms: Terms, block: Block, axis: int) -> Statistics:
-    fold = {"sum": jnp.sum, "logsumexp": jax.nn.logsumexp}
-    return {name: fold[term.fold](term.value(block), axis=axis) for name, term in terms.items()}
+    return {name: jnp.full(n, term.start, jnp.float32) for name, term in terms.items()}
 
 
 def _merge(terms: Terms, a: Statistics, b: Statistics) -> Statistics:
@@ -218,18 +259,60 @@ def _merge(terms: Terms, a: Statistics, b: Statistics) -> Statistics:
     return {name: merge[term.fold](a[name], b[name]) for name, term in terms.items()}
 
 
-def _linear(
-    terms: Terms, block: Block, axis: int, stats: Statistics, cotangents: Statistics
-) -> jax.Array:
-    """A scalar with the block's part of the gradient of sum(cotangents * statistics).
+def _values(
+    pairs: Pairs, logits, image: Side, text: Side, bias
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The values of all terms for each pair, of images and of texts; float32 [R, C] each."""
+    block = pairs.make_block(logits, image, text, bias)
 
-    The derivative of a logsumexp L over all blocks by one of its logits x is exp(x - L), and that
-    is also the derivative of exp(x - L) with L held still: which needs this block only.
+    def of(terms: Terms, own_logits):
+        margins = jnp.where(block.own, 0.0, block.logits - own_logits)
+        return {name: term.value(block._replace(margins=margins)) for name, term in terms.items()}
+
+    return (
+        of(pairs.image_terms, image.own_logit[:, None]),
+        of(pairs.text_terms, text.own_logit[None, :]),
+    )
+
+
+def _fold(pairs: Pairs, logits, image: Side, text: Side, bias) -> tuple[Statistics, Statistics]:
+    """Of these pairs alone, without `start`."""
+    fold = {"sum": jnp.sum, "logsumexp": jax.nn.logsumexp}
+
+    def of(terms: Terms, values, axis: int) -> Statistics:
+        return {name: fold[term.fold](values[name], axis=axis) for name, term in terms.items()}
+
+    of_images, of_texts = _values(pairs, logits, image, text, bias)
+    return of(pairs.image_terms, of_images, 1), of(pairs.text_terms, of_texts, 0)
+
+
+def _gradients(pairs: Pairs, logits, image: Side, text: Side, bias, image_slopes, text_slopes):
+    """What these pairs have of the gradients of image[:2], text[:2] and bias.
+
+    Slopes are (statistics over all pairs, their cotangents). The derivative of a logsumexp L over
+    all pairs by one of its values x is exp(x - L), and that is also the derivative of exp(x - L)
+    with L held still: so the gradient is that of a sum that needs these pairs only.
     """
-    total = jnp.float32(0)
-    for name, term in terms.items():
-        x = term.value(block)
-        if term.fold == "logsumexp":
-            x = jnp.exp(x - jnp.expand_dims(stats[name], axis))
-        total += jnp.sum(jnp.expand_dims(cotangents[name], axis) * x)
-    return total
+
+    def linear(logits, image_own, text_own, bias):
+        sides = image._replace(own_logit=image_own), text._replace(own_logit=text_own)
+        total = jnp.float32(0)
+        for terms, values, slopes, axis in zip(
+            (pairs.image_terms, pairs.text_terms),
+            _values(pairs, logits, *sides, bias),
+            (image_slopes, text_slopes),
+            (1, 0),
+            strict=True,
+        ):
+            for name, x in values.items():
+                stat, cotangent = (jnp.expand_dims(slope[name], axis) for slope in slopes)
+                x = jnp.exp(x - stat) if terms[name].fold == "logsumexp" else x
+                total += jnp.sum(cotangent * x)
+        return total
+
+    grad_RC, image_own, text_own, bias_grad = jax.grad(linear, argnums=(0, 1, 2, 3))(
+        logits, image.own_logit, text.own_logit, bias
+    )
+    _, pull = jax.vjp(_products, image.embedding, text.embedding)
+    image_RE, text_CE = pull(grad_RC)
+    return (image_RE, image_own), (text_CE, text_own), bias_grad

@@ -31,7 +31,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
     (r"(out|down)/kernel$", ("tensor", "fsdp")),
     (r"(query|key|value|up)/bias$", ("tensor",)),
-    (r"(embedding|projection|patch_embedding)/(embedding|kernel)$", (None, "fsdp")),
+    (
+        r"(embedding|projection|patch_embedding|conv\d|stem\d|shortcut)/(embedding|kernel)$",
+        (None, "fsdp"),
+    ),
 )
 
 

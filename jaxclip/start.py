@@ -12,7 +12,7 @@ from etils import epath
 
 from jaxclip.checkpoint import directory, load_params
 from jaxclip.config import TrainConfig, load_config
-from jaxclip.data.text import Tokenizer
+from jaxclip.data.text import Tokenizer, load_tokenizer
 from jaxclip.evals.suite import model_inputs
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_into, open_checkpoint, tree_of
@@ -37,21 +37,25 @@ def is_run(path: epath.PathLike) -> bool:
 
 
 def open_run(workdir: epath.PathLike) -> Family:
-    """A run's newest parameters, described as a checkpoint of another format is."""
+    """A run's newest parameters, described as a checkpoint of another format is.
+
+    They are the averaged ones where the run scores those (eval.ema), as jaxclip.evaluate does.
+    """
     config = load_config(workdir)
     tokenizer = run_tokenizer(workdir, config.data.tokenizer)
     inputs = model_inputs(config, tokenizer)
     shapes = jax.eval_shape(lambda: clip.init(config.model, inputs, jax.random.key(0)))
     on_one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_one), shapes)
-    step, params = load_params(workdir, like)
+    ema = config.eval.ema
+    step, params = load_params(workdir, like, ema=ema)
     tensors = {
         path: Tensor(leaf.shape, lambda leaf=leaf: np.asarray(leaf))
         for path, leaf in leaves_of(params).items()
     }
     (file,) = (epath.Path(workdir) / "tokenizer").iterdir()
     return Family(
-        name=f"run of jaxclip, step {step:,}",
+        name=f"run of jaxclip, step {step:,}{', averaged parameters' if ema else ''}",
         model=config.model,
         image=config.data.image,
         tokenizer=dataclasses.replace(config.data.tokenizer, path=str(file)),
@@ -81,22 +85,54 @@ def start_params(
         if not (path := getattr(config, field)):
             continue
         family = open_model(path)
-        if family.name.startswith("run") and "text" in towers:
-            _check_vocabulary(field, path, tokenizer)
+        differing = _check_vocabulary(field, family, tokenizer) if "text" in towers else []
         loaded, report = load_into(family, config.model, fresh, towers)
         leaves |= loaded
         lines.append(f"{field} from {path} ({family.name}):")
-        lines += [f"  {line}" for line in report.lines() + _differences(family, config, towers)]
+        differing += _differences(family, config, towers)
+        lines += [f"  {line}" for line in report.lines() + differing]
     return tree_of(leaves), lines
 
 
-def _check_vocabulary(field: str, workdir: str, tokenizer: Tokenizer) -> None:
-    old = run_tokenizer(workdir, load_config(workdir).data.tokenizer)
-    if old.content != tokenizer.content:
+# Plain words and digits, which every cleaner leaves alone: other ids are of another vocabulary.
+WORDS = ("chest radiograph of the left lung", "histology section at day 7", "immunofluorescence")
+
+
+def _check_vocabulary(field: str, family: Family, tokenizer: Tokenizer) -> list[str]:
+    """Lines on what else the texts go through here than there.
+
+    Raises:
+      ValueError: the text tower was trained with another vocabulary.
+    """
+    if not family.tokenizer.path:
+        if tokenizer.vocab_size > family.vocab_size:
+            raise ValueError(
+                f"{field} ({family.source}) has {family.vocab_size:,} token embeddings, and "
+                f"data.tokenizer ({tokenizer.file_name}) has {tokenizer.vocab_size:,} ids. Set "
+                "data.tokenizer.path to the vocabulary that it was trained with."
+            )
+        return [f"No vocabulary comes with it: that {tokenizer.file_name} is its own is for you "
+                "to know"]  # fmt: skip
+    theirs = load_tokenizer(family.tokenizer)
+    if _plain_ids(tokenizer) != _plain_ids(theirs):
         raise ValueError(
-            f"{field} ({workdir}) was trained with another vocabulary. Set data.tokenizer.path to "
-            f"the file in {epath.Path(workdir) / 'tokenizer'}."
+            f"{field} ({family.source}) was trained with another vocabulary than data.tokenizer "
+            f"({tokenizer.file_name}). Set data.tokenizer.path to {family.tokenizer.path}; "
+            "--config=configs/fine_tune.py:PATH does so by itself."
         )
+    pairs = [(name, getattr(theirs, name), getattr(tokenizer, name))
+             for name in ("clean", "bos_id", "eos_id", "pad_id")]  # fmt: skip
+    return [
+        f"The tokenizer's {name} is {here!r} here, and was {there!r} there"
+        for name, there, here in pairs
+        if there != here
+    ]
+
+
+def _plain_ids(tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of WORDS, without those that a setting adds."""
+    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+    return [[i for i in ids if i not in special] for ids in tokenizer.encode(WORDS).tolist()]
 
 
 def _differences(family: Family, config: TrainConfig, towers: tuple[str, ...]) -> list[str]:
@@ -108,9 +144,8 @@ def _differences(family: Family, config: TrainConfig, towers: tuple[str, ...]) -
     if "text" in towers:
         pairs += [("model.text.pool", family.model.text, config.model.text, "pool")]
         pairs += [("model.text.mask_padding", family.model.text, config.model.text, "mask_padding")]
-    lines = [
+    return [
         f"{name} is {getattr(here, field)!r} here, and was {getattr(there, field)!r} there"
         for name, there, here, field in pairs
         if getattr(there, field) != getattr(here, field)
     ]
-    return lines + [f"Assumed: {line}" for line in family.assumed]

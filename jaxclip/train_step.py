@@ -1,6 +1,7 @@
 """The state of training and the one function that advances it.
 
-Shape letters: B pairs of the batch, S image size, T context length, E embedding, K kinds of label.
+Shape letters: B pairs of the batch, S image size, T context length, E embedding, W words an id,
+L labels a pair.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.config import TrainConfig
 from jaxclip.data.pipeline import Batch
-from jaxclip.losses import RELATIONS, make_loss
+from jaxclip.losses import RELATIONS, LossConfig, make_loss
 from jaxclip.models import clip
 from jaxclip.optimizer import frozen_mask, make_optimizer, update_ema
-from jaxclip.pairwise import Relations, share_of_pairs
+from jaxclip.pairwise import Relations, share_of_pairs, share_of_union
 from jaxclip.sharding import (
     batch_sharding,
     from_parts,
@@ -30,6 +31,7 @@ from jaxclip.sharding import (
 
 Metrics = dict[str, jax.Array]
 StepBatch = dict[str, Any]  # see step_batch
+MODEL_INPUTS = ("image", "grid", "tokens")  # grid: for NaFlex
 
 
 @flax.struct.dataclass
@@ -94,7 +96,8 @@ def step_batch(batch: Batch) -> StepBatch:
     """What the step takes of a batch of the input.
 
     {"image": uint8 [B, S, S, 3], "tokens": int32 [B, T], "relations": {"same_article": int32
-    [B, 2], ..., "labels": float32 [B, K], rows of norm 1 or 0}}; labels where the data has some.
+    [B, 2], ..., "labels": int32 [B, L]}}; labels where the data has some, and "grid" for NaFlex,
+    see clip.encode_image.
     """
     relations = {}
     for name in RELATIONS:
@@ -102,9 +105,8 @@ def step_batch(batch: Batch) -> StepBatch:
         if key in batch:  # 64 bits in two words, as the device's integers have 32
             relations[name] = np.ascontiguousarray(batch[key]).view(np.int32).reshape(-1, 2)
     if "labels" in batch:
-        norm_B1 = np.sqrt(batch["labels"].sum(axis=1, keepdims=True, dtype=np.float32))
-        relations["labels"] = batch["labels"] / np.maximum(norm_B1, 1)
-    return {"image": batch["image"], "tokens": batch["tokens"], "relations": relations}
+        relations["labels"] = batch["labels"]
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"relations": relations}
 
 
 def make_train_step(
@@ -117,13 +119,13 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
     The metrics are scalars of this step, before its update: loss (nats a pair), grad_norm,
-    learning_rate, logit_scale, logit_bias, and for each relation that the batch has, as
-    "pairs_same_article", the share of the pairs of different rows that are so related.
+    learning_rate, logit_scale, logit_bias, and the shares of pairs of pair_metrics.
 
     Args:
       mesh: keeps the activations split over its data x fsdp; without it, GSPMD splits as it likes.
     """
     loss_fn = make_loss(config.loss, mesh)
+    scale_limit = config.loss.logit_scale_limit()
 
     def by_contrastive_batch(tree):
         """[B, ...] -> [batches, pairs that are contrasted with each other, ...]"""
@@ -158,8 +160,8 @@ def make_train_step(
             loss, grads = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        if config.loss.max_logit_scale and not frozen["logit_scale"]:
-            limit = jnp.log(config.loss.max_logit_scale)
+        if scale_limit and not frozen["logit_scale"]:
+            limit = jnp.log(scale_limit)
             params["logit_scale"] = jnp.minimum(params["logit_scale"], limit)
         ema_params = state.ema_params
         if ema_params is not None:
@@ -171,20 +173,35 @@ def make_train_step(
             "logit_scale": jnp.exp(state.params["logit_scale"]),
             "logit_bias": state.params["logit_bias"],
         }
-        metrics |= pair_metrics(by_contrastive_batch(batch["relations"]))
+        metrics |= pair_metrics(config.loss, by_contrastive_batch(batch["relations"]))
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return train_step
 
 
-def pair_metrics(relations: Relations) -> Metrics:
-    """The mean over contrastive batches of the share of related pairs, of each relation."""
+def pair_metrics(loss: LossConfig, relations: Relations) -> Metrics:
+    """Shares of the pairs of different rows; means over contrastive batches.
+
+    Args:
+      relations: [batches, B, W] each.
+    Returns:
+      "pairs_same_article", ... of each relation in the batch; and where the loss is told to do so,
+      "pairs_positive", which are matched besides the own pairs, and "pairs_ignored", by any of
+      loss.ignore, which are neither positives nor negatives.
+    """
     names = [name for name in RELATIONS if name in relations]
     if not names:
         return {}
     # stacked: one sort is compiled, not one a relation
     shares = jax.vmap(jax.vmap(share_of_pairs))(jnp.stack([relations[name] for name in names]))
-    return {f"pairs_{name}": jnp.mean(share) for name, share in zip(names, shares, strict=True)}
+    metrics = {f"pairs_{name}": share for name, share in zip(names, shares, strict=True)}
+    positives = [relations[loss.positives]] if loss.positives != "identity" else []
+    if positives:
+        metrics["pairs_positive"] = metrics[f"pairs_{loss.positives}"]
+    if loss.ignore:
+        either = jax.vmap(share_of_union)(positives + [relations[name] for name in loss.ignore])
+        metrics["pairs_ignored"] = either - metrics.get("pairs_positive", 0.0)
+    return jax.tree.map(jnp.mean, metrics)
 
 
 def embed(
@@ -202,7 +219,7 @@ def embed(
         pairs, rows_B = part
         return clip.apply(config.model, inputs, params, pairs, key, rows_B)
 
-    pairs = {name: batch[name] for name in ("image", "tokens")}
+    pairs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     B = len(pairs["image"])
     whole = pairs, jnp.arange(B)
     num_parts = B // (config.micro_batch_size or B)

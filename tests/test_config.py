@@ -54,7 +54,7 @@ def test_a_config_survives_json():
 def test_a_tower_of_another_class_survives_json_and_takes_flags():
     config = tiny_config.get_config()
     config.data.path = ("a",)
-    config.model.image = ResNetConfig(stages=(1, 1), stem_width=8, num_heads=2)
+    config.model.image = ResNetConfig(stages=(1, 1), stem_width=8, num_heads=2, norm="group")
     config.model.text = BertConfig(transformer=config.model.text.transformer)
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config and type(again.model.text) is BertConfig
@@ -107,6 +107,7 @@ def test_only_what_changes_the_result_is_a_difference():
         ("model.text.pool", "max", "model.text.pool ('max') must be one of"),
         ("model.image.transformer.attention", "cudnn", "needs model.dtype 'bfloat16'"),
         ("loss.name", "triplet", "loss.name ('triplet') must be one of"),
+        ("loss.name", "sigmoid", "learns a bias, and model.init_logit_bias (0.0) says"),
         ("optimizer.peak_lr", 0.0, "optimizer.peak_lr (0.0) must be > 0"),
         ("optimizer.freeze", ("(",), "must be a regular expression"),
         ("checkpoint.keep_every", 6, "must be 0 or a multiple of checkpoint.every (4)"),

@@ -6,8 +6,10 @@ Shape letters: B pairs, T context length, S image size.
 import copy
 import dataclasses
 import functools
+import json
 import math
 import re
+import types
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ import optax
 import pytest
 
 from jaxclip.config import TrainConfig
+from jaxclip.data.sources import Source
 from jaxclip.losses import LossConfig, make_loss
 from jaxclip.models import clip
 from jaxclip.models.clip import ClipConfig
@@ -30,8 +33,10 @@ from jaxclip.train_step import (
     init_state,
     make_train_step,
     make_training,
+    pair_metrics,
     step_batch,
 )
+from jaxclip.workdir import describe, summarize
 
 B, T, S = 16, 5, 8
 INPUTS = clip.Inputs(
@@ -164,12 +169,11 @@ KEEP_GRADIENTS = optax.GradientTransformation(  # as its state; the parameters s
 
 
 @functools.cache
-def gradients(loss="softmax", sizes=(1, 1, 1), **fields):
+def gradients(sizes, **fields):
     """Loss and gradient of one batch, with dropout and patch dropout."""
     config = dataclasses.replace(RANDOM, **fields)
     ring = math.prod(sizes) > 1
     config.loss = LossConfig(  # ids that were out of step with the embeddings would show
-        name=loss,
         implementation="ring" if ring else "dense",
         chunk_rows=3,
         ignore=("same_figure",),
@@ -195,28 +199,10 @@ def assert_gradients_close(found, expected):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-6 * largest)
 
 
-@pytest.mark.parametrize(
-    ("loss", "sizes", "micro_batch_size"),
-    [
-        ("softmax", (1, 1, 1), 2),
-        ("sigmoid", (1, 1, 1), 4),
-        ("sigmoid", (2, 4, 1), 8),
-        ("softmax", (2, 2, 2), 4),
-    ],
-)
-def test_micro_batches_have_the_gradient_of_the_whole(loss, sizes, micro_batch_size):
-    whole_loss, whole = gradients(loss)
-    found_loss, found = gradients(loss, sizes, micro_batch_size=micro_batch_size)
-    np.testing.assert_allclose(found_loss, whole_loss, rtol=2e-6)
-    assert found["logit_scale"] != 0  # once, not once a part
-    assert (found["logit_bias"] != 0) == (loss == "sigmoid")
-    assert_gradients_close(found, whole)
-
-
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)])
 def test_contrastive_batches_are_rows_in_order(sizes):
     micro = {} if sizes == (1, 1, 1) else {"micro_batch_size": 4}  # the two together
-    found_loss, found = gradients("softmax", sizes, contrastive_batch_size=8, **micro)
+    found_loss, found = gradients(sizes, contrastive_batch_size=8, **micro)
     config = copy.deepcopy(RANDOM)
     rows, key = batch(), jax.random.fold_in(jax.random.key(config.seed), 0)
 
@@ -244,6 +230,38 @@ def test_related_pairs_are_counted(history):
         for name, ids in batch(seed=seed)["relations"].items():
             same = (ids[:, None] == ids[None]).all(-1).sum() - B
             np.testing.assert_allclose(metrics[f"pairs_{name}"], same / (B * (B - 1)), rtol=1e-6)
+
+
+def test_pairs_that_the_loss_takes_apart_are_counted():
+    """In two contrastive batches of 8; a pair that is ignored twice counts once, a positive not."""
+    rng = np.random.default_rng(0)
+    names = ("same_caption", "same_figure", "same_article")
+    relations = {name: rng.integers(0, 2, (2, 8, 2)).astype(np.int32) for name in names}
+    other = ~np.eye(8, dtype=bool)
+    caption, figure, article = (
+        (ids[:, :, None] == ids[:, None]).all(-1) & other for ids in relations.values()
+    )
+    found = pair_metrics(LossConfig(), relations)
+    assert found.keys() == {f"pairs_{name}" for name in names}
+    loss = LossConfig(positives="same_caption", ignore=("same_figure", "same_article"))
+    found = pair_metrics(loss, relations)
+    pairs = 2 * 8 * 7
+    np.testing.assert_allclose(found["pairs_positive"], caption.sum() / pairs, rtol=1e-6)
+    ignored = (figure | article) & ~caption
+    np.testing.assert_allclose(found["pairs_ignored"], ignored.sum() / pairs, rtol=1e-6)
+
+
+def test_both_batch_sizes_are_told(tmp_path):
+    config = make_config()
+    config.contrastive_batch_size = 8
+    source = Source(None, np.arange(40), 1.0, 0, "DATASET", "")
+    tokenizer = types.SimpleNamespace(file_name="t.json", vocab_size=24, context_length=T)
+    lines = describe(config, [source], tokenizer, shapes(config), 3, 1.0)
+    assert f"Batches: optimizer {B}, contrastive 8, in memory {B} pairs at a time" in lines
+    line = {"step": 3, "loss": 1.0, "pairs_per_second": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    summary = summarize(tmp_path, config, 3, [source], 1.0)
+    assert f"Batches: optimizer {B}, contrastive 8 pairs." in summary
 
 
 def assert_trees_close(found, expected, atol):

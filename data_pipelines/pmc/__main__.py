@@ -7,6 +7,11 @@ packages (PMC123.tar.gz) or bulk archives; or one such file; local or, through f
 gs://. `python -m data_pipelines.pmc.fetch` gets them. Every figure of every article becomes a
 record (compound figures: one a panel) or a line of dropped.jsonl with its reason.
 
+    ... --read_labels                   panels told apart and named by the letters in them (OCR)
+    ... --summary=textrank              the paragraphs that cite a figure, in three sentences
+    ... --similarity=RUN                a column with the CLIP score of each pair under a checkpoint
+    ... --duplicates_of=ROCO,PMC_OA     a column with the datasets that have the image, too
+
 A batch of articles is one shard, which is written whole or not at all; the same command goes on
 where it stopped, and gives the same bytes with any number of workers. On one machine, --workers
 processes do it. With options of Apache Beam the same batches run wherever Beam does:
@@ -17,17 +22,18 @@ processes do it. With options of Apache Beam the same batches run wherever Beam 
     ... --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp \
         --sdk_container_image=IMAGE_WITH_JAXCLIP
 
---out must then be a path that all workers share.
+--out must then be a path that all workers share: NFS, or a bucket that they mount. What only all
+records together can tell (duplicates, the vocabulary) is done by the program that was started.
 """
 
 import functools
 import sys
 
 from data_pipelines.options import run, take_beam_options
-from data_pipelines.pmc.build import PmcOptions, build_pmc
+from data_pipelines.pmc.build import build_pmc
 from data_pipelines.pmc.context import ContextOptions
-from data_pipelines.pmc.records import FigureOptions
+from data_pipelines.pmc.options import PmcOptions
 
 if __name__ == "__main__":
     beam = take_beam_options(sys.argv)
-    run(functools.partial(build_pmc, beam=beam), PmcOptions, FigureOptions, ContextOptions)
+    run(functools.partial(build_pmc, beam=beam), PmcOptions, ContextOptions)

@@ -2,51 +2,38 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.card import write_card
-from data_pipelines.options import WriteOptions, option
+from data_pipelines.duplicates import duplicate_columns
+from data_pipelines.panel_labels import rapidocr_reader
 from data_pipelines.pmc.articles import list_inputs, open_articles
 from data_pipelines.pmc.context import ContextOptions
-from data_pipelines.pmc.records import FigureOptions, Item, article_items
+from data_pipelines.pmc.options import PmcOptions
+from data_pipelines.pmc.records import Item, article_items
+from data_pipelines.similarity import add_similarity, clip_score
 from data_pipelines.text_table import read_rows, stage
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.record import Dataset, Drop
+from jaxclip.data.subset import open_dataset
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
-class PmcOptions(WriteOptions):
-    """Where articles come from, and where the dataset goes."""
-
-    input: str = option("", "folder of articles or packages, or one of them")
-    articles_per_shard: int = option(0, "files of the input in a batch; 0: 1/16, 8 to 256")
-
-    def validate(self) -> None:
-        for name in ("input", "out"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
-        if self.articles_per_shard < 0:
-            raise ValueError(f"articles_per_shard ({self.articles_per_shard}) must be 0 or more.")
-
-
-def build_pmc(
-    options: PmcOptions,
-    figures: FigureOptions,
-    context: ContextOptions,
-    beam: Sequence[str] = (),
-) -> Dataset:
+def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] = ()) -> Dataset:
     """Builds the dataset of a folder of articles, with its card.
 
     Raises:
-      ValueError: an option, or what build_dataset raises.
+      ValueError, FileNotFoundError: an option, or what build_dataset raises.
     """
-    figures.split = tuple(float(share) for share in figures.split)
-    figures.licences = tuple(figures.licences)
-    for part in (options, figures, context):
-        part.validate()
+    options.validate()
+    context.validate()
+    if options.read_labels:
+        rapidocr_reader()  # says now if it is not installed
     root, _ = list_inputs(options.input)
     staged = os.path.join(options.out, STAGED_ROWS)
 
@@ -65,32 +52,48 @@ def build_pmc(
     dataset = build_dataset(
         options.out,
         jobs=jobs,
-        make_items=functools.partial(_make_items, root, staged, figures, context, cache),
-        made_by=_made_by(options, figures, context),
+        make_items=functools.partial(_make_items, root, staged, options, context, cache),
+        made_by=_made_by(options, context),
         workers=options.workers,
         beam=beam,
         tokenizer_vocab=options.tokenizer_vocab,
+        add_columns=_add_columns(options),
         overwrite=options.overwrite,
     )
     write_card(dataset)
     return dataset
 
 
-def _made_by(options: PmcOptions, figures: FigureOptions, context: ContextOptions) -> dict:
-    content = {"input": options.input, "articles_per_shard": options.articles_per_shard}
-    content |= dataclasses.asdict(figures) | dataclasses.asdict(context)
+def _made_by(options: PmcOptions, context: ContextOptions) -> dict[str, Any]:
+    content = options.content() | dataclasses.asdict(context)
     for name in ("summary_url", "summary_cache", "summary_requests"):  # change no byte
         del content[name]
+    content["duplicates_of"] = {
+        path: open_dataset(path).content_hash for path in options.duplicates_of
+    }
+    if options.read_labels:
+        content["rapidocr"] = importlib.metadata.version("rapidocr")
+    if options.similarity:
+        content["similarity_weights"] = clip_score(options.similarity).weights_sha256
     return {"module": "data_pipelines.pmc", "options": content}
 
 
+def _add_columns(options: PmcOptions) -> Callable[..., pa.Table] | None:
+    if options.duplicate_bits < 0:
+        return None
+    others, bits = options.duplicates_of, options.duplicate_bits
+    return functools.partial(duplicate_columns, others, bits, options.workers)
+
+
 def _make_items(
-    root: str,
-    staged: str,
-    figures: FigureOptions,
-    context: ContextOptions,
-    cache: str,
-    rows: range,
+    root: str, staged: str, options: PmcOptions, context: ContextOptions, cache: str, rows: range
+) -> Iterator[Item]:
+    items = _items(root, staged, options, context, cache, rows)
+    return add_similarity(items, clip_score(options.similarity)) if options.similarity else items
+
+
+def _items(
+    root: str, staged: str, options: PmcOptions, context: ContextOptions, cache: str, rows: range
 ) -> Iterator[Item]:
     for _, row in read_rows(staged, rows, ["file"]):
         try:
@@ -98,7 +101,7 @@ def _make_items(
                 if isinstance(source, Drop):
                     yield source
                 else:
-                    yield from article_items(figures, context, cache, source)
+                    yield from article_items(options, context, cache, source)
         except Exception as error:
             error.add_note(row["file"])
             raise

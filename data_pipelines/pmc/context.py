@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from data_pipelines.options import option
 from data_pipelines.pmc.jats import Article, Figure
-from data_pipelines.pmc.mentions import sentences
 from jaxclip.data.record import write_atomically
+from jaxclip.data.text import split_sentences
 
 EXTRACTIVE = "textrank"
 PROMPT = """\
@@ -123,7 +123,7 @@ def extract(paragraphs: Sequence[str], num_sentences: int) -> str:
         def to_words(self, text: str) -> list[str]:
             return [word.lower() for word in re.findall(r"[^\W\d_]{2,}", text)]
 
-    texts = [text[start:end] for text in paragraphs for start, end in sentences(text)]
+    texts = [sentence for text in paragraphs for sentence in split_sentences(text)]
     texts = list(dict.fromkeys(texts))
     if len(texts) <= num_sentences:
         return " ".join(texts)

@@ -14,8 +14,9 @@ from collections import defaultdict
 from lxml import etree
 
 from data_pipelines.pmc.licence import licence_name
-from data_pipelines.pmc.mentions import find_mentions, label_key, sentences, unmark
+from data_pipelines.pmc.mentions import find_mentions, label_key, unmark
 from data_pipelines.pmc.text import local_name, marked_text_of, text_of
+from jaxclip.data.text import sentence_spans
 
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 OWN_TERMS = "figure has its own terms"  # permissions of a figure that name no known licence
@@ -159,8 +160,10 @@ def _licence(permissions, unknown: str = "") -> str:
         for element in permissions.iter("license", "ext-link", "uri", "{*}license_ref")
         for value in (*element.attrib.values(), element.text or "")
     ]
+    if name := licence_name(" ".join(addresses)):
+        return name
     words = text_of(permissions.find("license")) + " " + text_of(permissions)
-    return licence_name(" ".join(addresses)) or licence_name(words) or unknown
+    return licence_name(words) or unknown
 
 
 def _date(meta) -> str:
@@ -281,7 +284,7 @@ def _cite(article, figures: list[Figure]) -> list[str]:
 
 
 def _add_citations(text: str, mentions, by_id: dict[str, Figure], paragraph: int) -> None:
-    for start, end in sentences(text):
+    for start, end in sentence_spans(text):
         panels: dict[str, list[str] | None] = {}
         for mention in mentions:
             if start <= mention.start < end:

@@ -5,50 +5,33 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.captions import Alignment, SplitCaption, align, split_caption
-from data_pipelines.figure import check_figure_options
+from data_pipelines.captions import (
+    Alignment,
+    SplitCaption,
+    align,
+    panels_of_caption,
+    split_caption,
+)
 from data_pipelines.images import PreparedImage, prepare_image, prepare_pixels
-from data_pipelines.options import option
-from data_pipelines.panels import Box, Panel, find_panels
+from data_pipelines.panel_labels import rapidocr_reader
+from data_pipelines.panels import Box, Panel
 from data_pipelines.pmc.articles import Source
 from data_pipelines.pmc.context import ContextOptions, Summary, references, summarise
 from data_pipelines.pmc.jats import Article, Figure, XmlError, parse_article
-from data_pipelines.pmc.licence import GROUPS, licence_group
+from data_pipelines.pmc.licence import licence_group
+from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.signals import signals
 from jaxclip.data.image import ImageError, decode_image
 from jaxclip.data.record import Drop, Example, Record, split_of
 
 Item = Example | Drop | collections.Counter
-PANELS = ("panels", "figures", "both")
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class FigureOptions:
-    """What becomes of an article."""
-
-    source: str = option("pmc", "the name of this corpus in every record")
-    panels: str = option("panels", "records of compound figures: panels, figures (whole), both")
-    licences: tuple[str, ...] = option(GROUPS, "groups of licences to keep")
-    split: tuple[float, ...] = option((0.9, 0.05, 0.05), "shares of train, validation, test")
-    split_salt: str = option("", "another salt is another partition")
-    min_side: int = option(16, "pixels; a smaller image or panel is dropped")
-    min_caption_chars: int = option(1, "a shorter caption is dropped")
-    short_side: int = option(288, "pixels; a larger image is reduced to it")
-    quality: int = option(92, "of the JPEG")
-
-    def validate(self) -> None:
-        if self.panels not in PANELS:
-            raise ValueError(f"panels ({self.panels!r}) must be one of {', '.join(PANELS)}.")
-        if unknown := [group for group in self.licences if group not in GROUPS]:
-            raise ValueError(f"licences {unknown} must be among {', '.join(GROUPS)}.")
-        check_figure_options(self)
 
 
 @dataclasses.dataclass(slots=True)
 class _Made:
     """What all records of one image are made of."""
 
-    options: FigureOptions
+    options: PmcOptions
     context: ContextOptions
     article: Article
     figure: Figure
@@ -69,7 +52,7 @@ class _Part:
 
 
 def article_items(
-    options: FigureOptions, context: ContextOptions, cache: str, source: Source
+    options: PmcOptions, context: ContextOptions, cache: str, source: Source
 ) -> Iterator[Item]:
     """The records and drops of one article, and what was counted on the way."""
     try:
@@ -96,7 +79,7 @@ def article_items(
             yield from _image_items(made_of, source, names)
 
 
-def _unwanted(options: FigureOptions, figure: Figure) -> tuple[str, str] | None:
+def _unwanted(options: PmcOptions, figure: Figure) -> tuple[str, str] | None:
     """(reason, detail) for a figure that is dropped whatever its image is."""
     if licence_group(figure.licence) not in options.licences:
         return "licence", figure.licence or "none that is known"
@@ -128,21 +111,20 @@ def _image_items(made_of: "_Made", source: Source, names: list[str]) -> Iterator
 
 
 def _parts(
-    options: FigureOptions, data: bytes, pixels_HW3, figure: Figure, item: str
+    options: PmcOptions, data: bytes, pixels_HW3, figure: Figure, item: str
 ) -> Iterator["_Part | Drop"]:
     """The whole figure, its panels, or both."""
     split = split_caption(figure.caption)
-    panels = find_panels(pixels_HW3, num_labels=sum(len(labels) for labels, _ in split.parts))
+    reader = rapidocr_reader() if options.read_labels else None
+    panels = panels_of_caption(pixels_HW3, split, reader)
     alignments = align(panels, split)
-    size = {"short_side": options.short_side, "quality": options.quality}
-    size["min_side"] = options.min_side
     is_compound = len(panels) > 1
     if not is_compound or options.panels != "panels":
         whole = Alignment(0, figure.caption, "nonCompound-figure", 1.0)
         if is_compound:
             whole = dataclasses.replace(whole, alignment_type="compound-figure")
         try:
-            image = prepare_image(data, **size)
+            image = prepare_image(data, **options.image())
             box = (0, 0, image.original_width, image.original_height)
             yield _Part(image=image, alignment=whole, box=box, panels=panels)
         except ImageError as error:
@@ -154,7 +136,7 @@ def _parts(
         left, top, right, bottom = panel.box
         panel_id = str(alignment.panel + 1)
         try:
-            image = prepare_pixels(pixels_HW3[top:bottom, left:right], **size)
+            image = prepare_pixels(pixels_HW3[top:bottom, left:right], **options.image())
         except ImageError as error:
             yield Drop(
                 item=f"{item} panel {panel_id}", reason=f"panel {error.reason}", detail=error.detail

@@ -26,7 +26,7 @@ OPEN, MIDDLE, CLOSE = (
 
 SPACED = (" ,", " ;", " :", " .", " )", " ]")
 _SPACE_BEFORE = re.compile(r" +(?=[,;:.)\]](?:\s|$))")
-_UNSEEN = re.compile("[\u200b\u2060-\u2064\ufeff\u00ad]")
+_UNSEEN = "\u200b\u2060\u2061\u2062\u2063\u2064\ufeff\u00ad"
 _EXPONENT = re.compile(r"[-−–+]?[\d.]+$")
 _TEX = re.compile(r"\\begin\{document\}(.*?)\\end\{document\}", re.DOTALL)
 
@@ -42,7 +42,9 @@ def local_name(element) -> str:
 def clean(text: str) -> str:
     """One line, canonical Unicode, no characters that nobody sees, no space before a comma."""
     if not text.isascii():
-        text = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+        for unseen in filter(text.__contains__, _UNSEEN):
+            text = text.replace(unseen, "")
+        text = unicodedata.normalize("NFC", text)
     text = " ".join(text.split())
     return _SPACE_BEFORE.sub("", text) if any(map(text.__contains__, SPACED)) else text
 
@@ -51,6 +53,8 @@ def text_of(element) -> str:
     """The text of an element; "" of None."""
     if element is None:
         return ""
+    if not len(element):
+        return clean(element.text or "")
     parts: list[str] = []
     _inside(element, parts, None)
     return clean("".join(parts))
@@ -65,18 +69,21 @@ def marked_text_of(element) -> tuple[str, list]:
 
 
 def _inside(element, parts: list[str], xrefs: list | None) -> None:
-    if element.text:
-        parts.append(element.text)
+    if text := element.text:  # each look at an element costs: one is enough
+        parts.append(text)
     for child in element:
         tag = child.tag
-        if tag in INLINE and not len(child):  # nearly all, so they are spared the questions
-            parts.append(child.text or "")
-        elif tag == "xref" and (xrefs is None or child.get("ref-type") != "fig"):
-            _inside(child, parts, xrefs)
+        if tag in INLINE or (
+            tag == "xref" and (xrefs is None or child.get("ref-type") != "fig")
+        ):  # nearly all, so they are spared the questions
+            if len(child):
+                _inside(child, parts, xrefs)
+            elif text := child.text:
+                parts.append(text)
         else:
             _child(child, parts, xrefs)
-        if child.tail:
-            parts.append(child.tail)
+        if tail := child.tail:
+            parts.append(tail)
 
 
 def _child(child, parts: list[str], xrefs: list | None) -> None:

@@ -8,9 +8,8 @@ and the subset of the base. Leave-one-out takes one filter away from all of them
 alone; what a filter leaves is always 300k pairs, so that quality is compared at one size.
 
 DATA, behind the colon, holds pmc_panels and pmc_figures (data_pipelines.pmc with --panels=panels
-and --panels=figures, --summary=...), pmc_duplicates.npy (data_pipelines.duplicates), vocab.txt,
-BiomedBERT's, biomedclip, OpenCLIP's folder of that model, and evals, the public sets.
-Hours: --dry-run.
+and --panels=figures, --summary=...), vocab.txt, BiomedBERT's, biomedclip, OpenCLIP's folder of that
+model, and evals, the public sets. Hours: --dry-run.
 
   python -m experiments.sweep experiments/ablations/sweep.py:DATA --dry-run
   python -m experiments.sweep experiments/ablations/sweep.py:DATA --workdir=W --launcher=slurm \
@@ -71,10 +70,6 @@ def whole_figures(config: TrainConfig, data: SubsetOptions) -> None:
     data.dataset = data.dataset.replace("pmc_panels", "pmc_figures")
 
 
-def deduplicated(config: TrainConfig, data: SubsetOptions) -> None:
-    data.exclude = (data.dataset.replace("pmc_panels", "pmc_duplicates.npy"),)
-
-
 def loss(name: str = "softmax", **fields: object) -> Change:
     def change(config, data):
         config.loss = dataclasses.replace(config.loss, name=name, **fields)
@@ -111,7 +106,7 @@ VARIANTS: dict[str, Change | None] = {
     **{f"without_{n}": where(*(c for m, c in FILTERS.items() if m != n)) for n in FILTERS},
     **{f"only_{name}": where(condition) for name, condition in FILTERS.items()},
     **{f"alignment_{t:g}": where(f"alignment_score >= {t}") for t in THRESHOLDS},
-    "deduplicated": deduplicated,
+    "deduplicated": where("duplicate_cluster = position"),
     **{m.replace(" ", "_"): where(f"modality = '{m}'") for m in MODALITIES},
     "siblings_are_negatives": loss(ignore=()),
     "articles_are_no_negatives": loss(ignore=("same_figure", "same_article")),

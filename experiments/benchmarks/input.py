@@ -199,7 +199,6 @@ def stages(
     rng, size = np.random.default_rng(0), config.image.size
     records = [dataset[int(position)] for position in positions]
     image_SS3 = np.ones((size, size, 3), np.uint8)
-    chunk = np.empty((64, size, size, 3), np.uint8)
     batch = np.empty((len(positions), size, size, 3), np.uint8)
 
     def read() -> None:
@@ -217,11 +216,9 @@ def stages(
     def tokenise() -> None:
         tokenizer.encode([choose_text(record.texts(), config.text, rng) for record in records])
 
-    def stack() -> None:  # into the chunk, and the chunk into the batch
+    def stack() -> None:
         for row in range(len(positions)):
-            chunk[row % 64] = image_SS3
-        for row in range(0, len(positions), 64):
-            batch[row : row + 64] = chunk[: len(batch) - row]
+            batch[row] = image_SS3
 
     times: dict[str, list[float]] = {}
     for _ in range(5):

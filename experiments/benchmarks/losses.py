@@ -1,14 +1,21 @@
-"""What do dense, gathered and ring losses cost, in memory and in time?
+"""What do losses cost, dense, as others have them, and in a ring, in memory and in time?
 
-  python -m experiments.benchmarks.losses --out=losses.json [--devices=8] [--batch_sizes=8192,32768]
+  python -m experiments.benchmarks.losses --out=losses.json [--devices=8] [--repeats=3] \
+      [--batch_sizes=8192,32768] [--losses=softmax,sigmoid,...]
 
 Value and gradients of the loss alone, of random unit-norm embeddings, split over --devices CPU
 devices, which the program forces. Memory is what the compiler planned for temporaries on one
-device. `gathered` is the idea of open_clip's --local-loss --gather-with-grad: each device gathers
-the other side's embeddings and has its own rows of the logits, twice for softmax. Times are medians
-of --repeats runs, the implementations in turn; all devices share the machine's cores, so they say
-what the arithmetic costs, and nothing of networks. What would not fit into 80 % of the machine's
-memory is not run. --repeats=0 only compiles. The batch of 32,768 takes half a minute a run.
+device. Peers, which know of no relations between pairs:
+
+  plain     the formula on the whole batch, as big_vision (sigmoid) and clip-jax (softmax) write it
+  gathered  the idea of open_clip's --local-loss --gather-with-grad: each device gathers the other
+            side's embeddings and has its own rows of the logits, twice for softmax
+
+`relations`: captions are positives, and figures and articles are ignored. Times are medians of
+--repeats runs, in seconds of the CPU, the implementations in turn; all devices share the machine's
+cores, so they say what the arithmetic costs, and nothing of networks. What would not fit into 80 %
+of the machine's memory is not run. --repeats=0 only compiles. A batch of 32,768 takes half a minute
+or more a run.
 """
 
 import functools
@@ -20,19 +27,47 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
 from jaxclip import command
 from jaxclip.data.record import write_atomically
 
+RELATED = {"positives": "same_caption", "ignore": ("same_figure", "same_article")}
+LOSSES: dict[str, dict[str, Any]] = {  # fields of LossConfig
+    "sigmoid": {"name": "sigmoid"},
+    "softmax": {"name": "softmax"},
+    "sigmoid+relations": {"name": "sigmoid"} | RELATED,
+    "softmax+relations": {"name": "softmax"} | RELATED,
+    "decoupled": {"name": "decoupled", "hard_negatives": (0.15, 0.15)},
+    "soft_labels": {"name": "soft_labels"},
+}
+OURS, PEERS = ("dense", "ring"), ("plain", "gathered")
+NUM_LABELS = 4  # a pair
+
 _OUT = flags.DEFINE_string("out", None, "JSON to write", required=True)
 _DEVICES = flags.DEFINE_integer("devices", 8, "CPU devices to force", lower_bound=1)
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8192", "32768"], "pairs, global")
+_LOSSES = flags.DEFINE_list("losses", None, f"some of {', '.join(LOSSES)}")
 _EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "numbers an embedding")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timed runs of each; 0: memory only", lower_bound=0)
 
-IMPLEMENTATIONS = ("dense", "gathered", "ring")
+
+def plain(name: str) -> Callable:
+    """The loss as its formula says it, for comparison only."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(image_BE, text_BE, scale, bias, _):
+        logits = scale * jnp.matmul(image_BE, text_BE.T, precision="highest")
+        if name == "sigmoid":
+            signs = -jnp.ones_like(logits) + 2 * jnp.eye(len(logits))
+            return -jnp.sum(jax.nn.log_sigmoid(signs * (logits + bias)), axis=1).mean()
+        both = jax.nn.log_softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=0)
+        return -sum(jnp.diagonal(x).mean() for x in both) / 2
+
+    return loss
 
 
 def gathered(name: str, mesh) -> Callable:
@@ -43,7 +78,7 @@ def gathered(name: str, mesh) -> Callable:
 
     rows, whole = PartitionSpec("data"), PartitionSpec()
 
-    def local(image_nE, text_nE, scale, bias):
+    def local(image_nE, text_nE, scale, bias, _):
         n, first = len(image_nE), jax.lax.axis_index("data") * len(image_nE)
         matched = jnp.arange(n), first + jnp.arange(n)
 
@@ -60,33 +95,57 @@ def gathered(name: str, mesh) -> Callable:
             loss = sum((jax.nn.logsumexp(x, 1) - x[matched]).mean() for x in both) / 2
         return jax.lax.pmean(loss, "data")
 
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(rows, rows, whole, whole), out_specs=whole, check_vma=False
-    )
+    inputs = (rows, rows, whole, whole, rows)
+    return jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=whole, check_vma=False)
 
 
-def measure(name: str, batch_size: int, mesh) -> dict[str, dict]:
-    """Implementation -> temporary bytes a device, collectives, seconds and value."""
+def make_functions(fields: dict[str, Any], mesh) -> dict[str, Callable]:
+    """Implementation -> loss."""
+    from jaxclip.losses import LossConfig, make_loss
+
+    functions = {
+        implementation: make_loss(LossConfig(**fields, implementation=implementation), mesh)
+        for implementation in OURS
+    }
+    if fields in ({"name": "sigmoid"}, {"name": "softmax"}):
+        functions |= {"plain": plain(fields["name"]), "gathered": gathered(fields["name"], mesh)}
+    return functions
+
+
+def make_arguments(batch_size: int, embed_dim: int, mesh) -> tuple:
+    """Embeddings, scale, bias, and relations of which each id is that of two pairs or so."""
     import jax
     import jax.numpy as jnp
 
-    from jaxclip.losses import LossConfig, make_loss
+    from jaxclip.losses import RELATIONS
     from jaxclip.sharding import batch_sharding
 
     def unit(key):
-        x = jax.random.normal(key, (batch_size, _EMBED_DIM.value))
+        x = jax.random.normal(key, (batch_size, embed_dim))
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
-    keys = jax.random.split(jax.random.key(0))
-    split = batch_sharding(mesh)
-    embeddings = [jax.jit(unit, out_shardings=split)(key) for key in keys]
-    arguments = (*embeddings, jnp.float32(20.0), jnp.float32(-10.0))
+    keys = jax.random.split(jax.random.key(0), len(RELATIONS) + 3)
+    split = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
+    relations = {
+        name: split(lambda key: jax.random.randint(key, (batch_size, 2), 0, batch_size // 2))(key)
+        for name, key in zip(RELATIONS, keys[3:], strict=True)
+    }
+    relations["labels"] = split(
+        lambda key: (
+            jax.random.randint(key, (batch_size, 1), 0, 1000)
+            + jnp.arange(NUM_LABELS, dtype=jnp.int32)
+        )
+    )(keys[2])
+    embeddings = [split(unit)(key) for key in keys[:2]]
+    return *embeddings, jnp.float32(20.0), jnp.float32(-10.0), relations
+
+
+def measure(functions: dict[str, Callable], arguments: tuple, mesh, repeats: int) -> dict:
+    """Implementation -> temporary bytes a device, collectives, seconds and value."""
+    import jax
+
     found, run = {}, {}
-    for implementation in IMPLEMENTATIONS:
-        if implementation == "gathered":
-            loss = gathered(name, mesh)
-        else:
-            loss = make_loss(LossConfig(name=name, implementation=implementation), mesh)
+    for implementation, loss in functions.items():
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
         compiled = step.lower(*arguments).compile()
         operations = re.findall(
@@ -99,31 +158,34 @@ def measure(name: str, batch_size: int, mesh) -> dict[str, dict]:
         }
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if found[implementation]["temporary_bytes"] * mesh.size < 0.8 * memory:
-            run[implementation] = functools.partial(compiled, *arguments)
-    seconds = {implementation: [] for implementation in IMPLEMENTATIONS}
-    for _ in range(_REPEATS.value):
-        for implementation in run:
-            start = time.perf_counter()
-            value, _ = jax.block_until_ready(run[implementation]())
-            seconds[implementation].append(time.perf_counter() - start)
+            run[implementation] = compiled
+    times = {implementation: [] for implementation in run}
+    for _ in range(repeats):
+        for implementation, compiled in run.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            value, _ = jax.block_until_ready(compiled(*arguments))
+            times[implementation].append((time.perf_counter() - wall, time.process_time() - cpu))
             found[implementation]["loss"] = float(value)
-    for implementation, times in seconds.items():
-        found[implementation]["seconds"] = statistics.median(times) if times else None
+    for implementation, pairs in times.items():
+        for name, seconds in zip(
+            ("seconds", "cpu_seconds"), zip(*pairs, strict=True), strict=False
+        ):
+            found[implementation][name] = statistics.median(seconds)
     return found
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Markdown."""
-    lines = ["| loss | pairs | | MiB a device | s | collectives |", "|---|---|---|---|---|---|"]
+    """Markdown: a line a loss and batch, a column an implementation, MiB a device (CPU seconds)."""
+    columns = (*OURS, *PEERS)
+    lines = ["| MiB (s) | pairs | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
     for row in rows:
-        for implementation in IMPLEMENTATIONS:
-            found = row[implementation]
-            seconds = "" if found["seconds"] is None else f"{found['seconds']:.2f}"
-            collectives = ", ".join(f"{n} {name}" for name, n in found["collectives"].items())
-            lines.append(
-                f"| {row['loss']} | {row['batch_size']:,} | {implementation} | "
-                f"{found['temporary_bytes'] / 2**20:,.0f} | {seconds} | {collectives} |"
-            )
+        cells = []
+        for implementation in columns:
+            found = row["found"].get(implementation)
+            mib = f"{found['temporary_bytes'] / 2**20:,.0f}" if found else ""
+            seconds = f" ({found['cpu_seconds']:.1f})" if found and "cpu_seconds" in found else ""
+            cells.append(f"**{mib}**{seconds}" if implementation == "ring" else mib + seconds)
+        lines.append(f"| {row['loss']} | {row['batch_size']:,} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -135,12 +197,17 @@ def main(_) -> None:
     )
     from jaxclip.sharding import ShardingConfig, make_mesh  # jax reads the environment once
 
+    names = _LOSSES.value or list(LOSSES)
+    if unknown := [name for name in names if name not in LOSSES]:
+        raise ValueError(f"--losses ({unknown}) must be of {tuple(LOSSES)}.")
     mesh = make_mesh(ShardingConfig())
     rows = []
     for batch_size in map(int, _BATCH_SIZES.value):
-        for name in ("sigmoid", "softmax"):
-            found = measure(name, batch_size, mesh)
-            rows.append({"loss": name, "batch_size": batch_size} | found)
+        arguments = make_arguments(batch_size, _EMBED_DIM.value, mesh)
+        for name in names:
+            functions = make_functions(LOSSES[name], mesh)
+            found = measure(functions, arguments, mesh, _REPEATS.value)
+            rows.append({"loss": name, "batch_size": batch_size, "found": found})
             print(*table(rows[-1:])[0 if len(rows) == 1 else 2 :], sep="\n", flush=True)
     result = {
         "devices": _DEVICES.value,

@@ -6,7 +6,8 @@ synthetic   compounds drawn with the real layouts of panels.csv from real images
             photographs and micrographs of PMC), or, where no two panels of the layout touch, also
             drawings (charts, diagrams). Layouts are in two halves by a hash of their name; the
             constants of find_panels were chosen on the development half.
-real        30 compound figures of PMC, boxed by hand: tests/pipelines/panel_boxes.json
+real        30 compound figures of PMC, boxed by hand: tests/pipelines/panel_boxes.json; from pixels
+            alone, told the number of panels, and as the pipeline does it, with the figure's caption
 single      how often a PMC figure of one panel stays whole
 """
 
@@ -19,12 +20,14 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
 import simplejpeg
 
+from data_pipelines.captions import panels_of_caption, split_caption
+from data_pipelines.panel_labels import Reader, rapidocr_reader
 from data_pipelines.panels import Box, find_panels
 from jaxclip.data.image import decode_image
 
@@ -202,17 +205,38 @@ def real(shared: pathlib.Path) -> Iterator[tuple[str, np.ndarray, list[Box]]]:
         yield file, pixels, [tuple(box) for box in boxes]
 
 
-def measure(
-    figures: Iterable[tuple[str, np.ndarray, list[Box]]], tell_number: bool = False
-) -> tuple[dict, float]:
-    """Scores by kind and of "all"; CPU seconds a figure.
+Finder = Callable[[str, np.ndarray, list[Box]], list[Box]]  # file, pixels, gold boxes -> boxes
 
-    tell_number: find_panels is told how many panels there are, as a caption tells it.
-    """
+
+def by_pixels(file: str, pixels: np.ndarray, boxes: list[Box]) -> list[Box]:
+    return [panel.box for panel in find_panels(pixels)]
+
+
+def by_number(file: str, pixels: np.ndarray, boxes: list[Box]) -> list[Box]:
+    """Told how many panels there are."""
+    return [panel.box for panel in find_panels(pixels, len(boxes))]
+
+
+def as_the_pipeline(shared: pathlib.Path, reader: Reader | None) -> Finder:
+    """With the figure's own caption, and the letters in it if there is a reader."""
+    with open(shared / "pmc_articles/figures.jsonl") as lines:
+        captions = {row["file"]: row["caption"] for row in map(json.loads, lines)}
+
+    def find(file: str, pixels: np.ndarray, boxes: list[Box]) -> list[Box]:
+        split = split_caption(captions[file])
+        return [panel.box for panel in panels_of_caption(pixels, split, reader)]
+
+    return find
+
+
+def measure(
+    figures: Iterable[tuple[str, np.ndarray, list[Box]]], find: Finder = by_pixels
+) -> tuple[dict, float]:
+    """Scores by kind and of "all"; CPU seconds a figure."""
     scores, start, spent = collections.defaultdict(Score), 0.0, 0.0
     for kind, pixels, boxes in figures:
         start = time.process_time()
-        found = [panel.box for panel in find_panels(pixels, len(boxes) if tell_number else 0)]
+        found = find(kind, pixels, boxes)
         spent += time.process_time() - start
         for name in ("all", kind):
             scores[name].add(found, boxes)
@@ -228,6 +252,7 @@ def main() -> None:
     )
     parser.add_argument("--num", type=int, default=400, help="synthetic compounds of each half")
     parser.add_argument("--only", default="", help="development, test, real or single")
+    parser.add_argument("--read_labels", action="store_true", help="real ones also with OCR")
     options = parser.parse_args()
     for half in ("development", "test"):
         if options.only in ("", half):
@@ -237,10 +262,13 @@ def main() -> None:
                 print(f"synthetic {half} {kind:10} {score}")
             print(f"  {1000 * seconds:.1f} ms of CPU a figure")
     if options.only in ("", "real"):
-        scores, seconds = measure(real(options.shared))
-        print(f"real {scores['all']}; {1000 * seconds:.1f} ms of CPU a figure")
-        scores, _ = measure(real(options.shared), tell_number=True)
-        print(f"real, number of panels told {scores['all']}")
+        finders = {"pixels": by_pixels, "number told": by_number}
+        finders["caption"] = as_the_pipeline(options.shared, None)
+        if options.read_labels:
+            finders["caption and letters"] = as_the_pipeline(options.shared, rapidocr_reader())
+        for name, find in finders.items():
+            scores, seconds = measure(real(options.shared), find)
+            print(f"real, {name:20} {scores['all']}; {1000 * seconds:.0f} ms of CPU a figure")
     if options.only in ("", "single"):
         whole = [len(find_panels(image)) == 1 for image in single_figures(options.shared)]
         print(f"single: {sum(whole)} of {len(whole)} stay whole")

@@ -8,12 +8,15 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from jaxclip.data.naflex import naflex_grid, naflex_patches
 
 MAX_PIXELS = 89_478_485  # Pillow's limit; a figure scanned at 600 dpi over A3 has 70 million
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
@@ -42,6 +45,8 @@ class ImageConfig:
     size: int = 224  # pixels, both sides
     resize: str = "center_crop"  # evaluation: center_crop (the short side fits) | squash
     interpolation: str = "bicubic"  # INTERPOLATIONS, see resize()
+    naflex_patch_size: int = 0  # > 0: images keep their aspect, and become at most (size / this)**2
+    # patches of this size (SigLIP 2's NaFlex); no `resize`, and crop_ratio is of the image's own
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of pixels in [0, 1]
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     crop_scale: tuple[float, float] = (0.9, 1.0)  # training: share of the area; (1, 1) and
@@ -54,6 +59,13 @@ class ImageConfig:
     def validate(self, name: str = "data.image") -> None:
         if self.size < 1:
             raise ValueError(f"{name}.size ({self.size}) must be at least 1.")
+        if self.naflex_patch_size < 0 or (
+            self.naflex_patch_size and self.size % self.naflex_patch_size
+        ):
+            raise ValueError(
+                f"{name}.naflex_patch_size ({self.naflex_patch_size}) must divide {name}.size "
+                f"({self.size}), or be 0."
+            )
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"{name}.resize ({self.resize!r}) must be one of {RESIZE_MODES}.")
         if self.interpolation not in INTERPOLATIONS:
@@ -188,13 +200,13 @@ BLUR = 0.40  # standard deviation per sqrt(shrink^2 - 1) that comes nearest to P
 
 
 def eval_image(data: bytes, config: ImageConfig) -> np.ndarray:
-    """The one crop of evaluation: uint8 [S, S, 3]. Raises ImageError.
+    """The one crop of evaluation: uint8 [S, S, 3]; of NaFlex whole patches. Raises ImageError.
 
     With the Pillow interpolations, pixel for pixel what torchvision and open_clip do: the whole
     image is resized and then cropped. The others crop first, which is faster.
     """
     height, width = image_size(data)
-    if config.resize == "squash":
+    if config.naflex_patch_size or config.resize == "squash":
         return _decode_crop(data, (height, width), (0, 0, height, width), config)
     if config.interpolation.startswith("pillow"):
         return _torchvision_center_crop(decode_image(data), config)
@@ -204,7 +216,10 @@ def eval_image(data: bytes, config: ImageConfig) -> np.ndarray:
 
 
 def eval_pixels(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """eval_image for an image that is decoded, and at its full size: uint8 [S, S, 3]."""
+    """eval_image for an image that is decoded, and at its full size."""
+    if config.naflex_patch_size:
+        height, width = target_size(pixels_HW3.shape[0], pixels_HW3.shape[1], config)
+        return resize(pixels_HW3, height, width, config.interpolation)
     if config.resize == "center_crop" and config.interpolation.startswith("pillow"):
         return _torchvision_center_crop(pixels_HW3, config)
     if config.resize == "center_crop":
@@ -215,49 +230,39 @@ def eval_pixels(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:
     return resize(pixels_HW3, config.size, config.size, config.interpolation)
 
 
-def naflex_patches(
-    pixels_HW3: np.ndarray, patch_size: int, max_patches: int, interpolation: str
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image of any aspect as at most `max_patches` patches (SigLIP 2's NaFlex).
+def target_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
+    """What a crop of this size is resized to: S x S, or for NaFlex whole patches of its aspect."""
+    P = config.naflex_patch_size
+    if not P:
+        return config.size, config.size
+    rows, columns = naflex_grid(height, width, P, (config.size // P) ** 2)
+    return rows * P, columns * P
+
+
+def stack_images(images: Sequence[np.ndarray], config: ImageConfig) -> Any:
+    """What an image tower takes, of images as eval_image or train_image give them.
 
     Returns:
-      uint8 [max_patches, patch_size * patch_size * 3], patches in row order and then zeros; and the
-      numbers of rows and columns.
+      uint8 [N, S, S, 3]; for NaFlex {"patches": uint8 [N, T, P * P * 3], "grid": int32 [N, 2]}.
     """
-    height, width = pixels_HW3.shape[:2]
-    rows, columns = naflex_grid(height, width, patch_size, max_patches)
-    P = patch_size
-    pixels = resize(pixels_HW3, rows * P, columns * P, interpolation)
-    patches = pixels.reshape(rows, P, columns, P, 3).transpose(0, 2, 1, 3, 4)
-    padded = np.zeros((max_patches, P * P * 3), np.uint8)
-    padded[: rows * columns] = patches.reshape(rows * columns, -1)
-    return padded, (rows, columns)
-
-
-def naflex_grid(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
-    """Rows and columns at the largest scale whose patches, rounded up, are not too many.
-
-    The scale is found by bisection to 1e-5, as big_vision and Hugging Face do.
-    """
-
-    def grid(scale: float) -> tuple[int, int]:
-        rows, columns = (max(1, math.ceil(side * scale / patch_size)) for side in (height, width))
-        return rows, columns
-
-    low, high = 1e-6, 100.0
-    while high - low >= 1e-5:
-        middle = (low + high) / 2
-        low, high = (middle, high) if math.prod(grid(middle)) <= max_patches else (low, middle)
-    return grid(low)
+    P = config.naflex_patch_size
+    if not P:
+        return np.stack(images)
+    found = [naflex_patches(image, P, (config.size // P) ** 2) for image in images]
+    patches, grids = zip(*found, strict=True)
+    return {"patches": np.stack(patches), "grid": np.array(grids, np.int32)}
 
 
 def train_image(data: bytes, config: ImageConfig, rng: np.random.Generator) -> np.ndarray:
-    """A random resized crop, with flip and colour jitter as configured: uint8 [S, S, 3]."""
+    """A random crop, resized to target_size, with flip and colour jitter as configured: uint8."""
     if config.crop_scale == (1.0, 1.0) and config.crop_ratio == (1.0, 1.0):
         pixels_SS3 = eval_image(data, config)
     else:
         height, width = image_size(data)
-        box = random_crop_box(height, width, config.crop_scale, config.crop_ratio, rng)
+        low, high = config.crop_ratio
+        if config.naflex_patch_size:  # relative to the image's own
+            low, high = low * width / height, high * width / height
+        box = random_crop_box(height, width, config.crop_scale, (low, high), rng)
         pixels_SS3 = _decode_crop(data, (height, width), box, config)
     if config.flip_probability and rng.random() < config.flip_probability:
         pixels_SS3 = pixels_SS3[:, ::-1]
@@ -314,22 +319,23 @@ def jitter_colours(
 def _decode_crop(
     data: bytes, size: tuple[int, int], box: tuple[int, int, int, int], config: ImageConfig
 ) -> np.ndarray:
-    """The box (top, left, height, width) of the image of `size` (height, width), at S x S.
+    """The box (top, left, height, width) of the image of `size` (height, width), at target_size.
 
-    A JPEG is decoded as small as still leaves S pixels a side in the box, unless Pillow's or
+    A JPEG is decoded as small as still leaves so many pixels in the box, unless Pillow's or
     TensorFlow's interpolation is asked for, which is about equality with others.
     """
     top, left, h, w = box
+    out_h, out_w = target_size(h, w, config)
     reduction = 1
     if not config.interpolation.startswith(("pillow", "tf")):
-        while reduction < 8 and min(h, w) >= 2 * reduction * config.size:
+        while reduction < 8 and min(h / out_h, w / out_w) >= 2 * reduction:
             reduction *= 2
     pixels_HW3 = decode_image(data, reduction=reduction)
     if pixels_HW3.shape[:2] == size:
         reduction = 1  # or the format has no reduced decoding
     top, left, bottom, right = (round(x / reduction) for x in (top, left, top + h, left + w))
     crop_HW3 = pixels_HW3[top:bottom, left:right]
-    return resize(crop_HW3, config.size, config.size, config.interpolation)
+    return resize(crop_HW3, out_h, out_w, config.interpolation)
 
 
 def _torchvision_center_crop(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:

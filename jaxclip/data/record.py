@@ -18,15 +18,16 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import grain
 import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python import (
+    array_record_data_source,
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from etils import epath
@@ -124,6 +125,27 @@ def hash64(text: str | bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
 
 
+def article_key(record: "Record") -> str:
+    """Names the record's article alike in all corpora; "" where the record does not say it.
+
+    "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
+    """
+    name = record.article_id.strip().lower()
+    if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
+        return pmcid[1]
+    return re.sub(r"^(https?://(dx\.)?doi\.org/|doi: ?)", "", name)
+
+
+def figure_key(record: "Record") -> str:
+    """Names the record's figure among all articles'; "" where article or figure is not said.
+
+    Of PMC123 "Fig1.JPG" and of 123 "fig1" -> "123\\0fig1".
+    """
+    article = article_key(record)
+    figure = re.sub(r"\.(jpe?g|png|gif|tiff?)$", "", record.figure_id.strip().lower())
+    return f"{article}\0{figure}" if article and figure else ""
+
+
 def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
     record = example.record
     if example.split not in SPLITS:
@@ -203,12 +225,17 @@ def write_shard(
 
 
 def finish_dataset(
-    directory: epath.PathLike, num_shards: int, made_by: Mapping[str, Any]
+    directory: epath.PathLike,
+    num_shards: int,
+    made_by: Mapping[str, Any],
+    columns: pa.Table | None = None,
 ) -> "Dataset":
     """Joins the finished shards 0..num_shards-1 into a dataset; the manifest is its last act.
 
     Args:
       made_by: what made the dataset, so that it can be made again: module, options, versions.
+      columns: what could be told only of all records together, for metadata.parquet; one row a
+        record, by position.
     Raises:
       ValueError: no record came through; the message has the counts by reason.
     """
@@ -228,12 +255,12 @@ def finish_dataset(
             f"No record was written to {directory}: dropped {reasons or 'nothing'}; one by one in "
             "dropped.jsonl there."
         )
-    splits = _join_metadata(directory, [name for name, _ in filled])
+    splits = _join_metadata(directory, [name for name, _ in filled], columns)
     records = sum(info["records"] for info in infos)
     manifest = {
         "format": "jaxclip-dataset",
         "schema_version": SCHEMA_VERSION,
-        "content_hash": _content_hash([info for _, info in filled]),
+        "content_hash": _content_hash([info for _, info in filled], columns),
         "counts": {
             "in": records + len(drops),
             "out": records,
@@ -254,20 +281,25 @@ def finish_dataset(
     return Dataset(directory)
 
 
-def _join_metadata(directory: epath.Path, names: Sequence[str]) -> collections.Counter:
+def _join_metadata(
+    directory: epath.Path, names: Sequence[str], columns: pa.Table | None
+) -> collections.Counter:
     """Writes metadata.parquet from the shards' tables, one at a time; returns records per split."""
     files = [directory / f"{name}.parquet" for name in names]
     schemas = [pq.read_schema(file) for file in files]
     schema = pa.unify_schemas(schemas, promote_options="permissive")
+    added = columns if columns is not None else pa.table({})
+    whole = pa.schema([pa.field("position", pa.int64()), *schema, *added.schema])
     splits, position = collections.Counter(), 0
     temporary = directory / f"{METADATA}.tmp"
-    with pq.ParquetWriter(temporary, schema.insert(0, pa.field("position", pa.int64()))) as writer:
+    with pq.ParquetWriter(temporary, whole) as writer:
         for file in files:
             table = pa.concat_tables(
                 [schema.empty_table(), pq.read_table(file)], promote_options="permissive"
             )
             positions = pa.array(np.arange(position, position + len(table), dtype=np.int64))
-            writer.write_table(table.add_column(0, "position", positions))
+            parts = [positions, *table.columns, *added.slice(position, len(table)).columns]
+            writer.write_table(pa.Table.from_arrays(parts, schema=whole))
             splits.update(table["split"].to_pylist())
             position += len(table)
     temporary.replace(directory / METADATA)
@@ -282,10 +314,13 @@ def _file_info(file: epath.Path) -> dict[str, Any]:
     return {"file": file.name, "bytes": file.stat().length, "sha256": digest.hexdigest()}
 
 
-def _content_hash(shards: Sequence[Mapping[str, Any]]) -> str:
+def _content_hash(shards: Sequence[Mapping[str, Any]], columns: pa.Table | None) -> str:
     """Names what the dataset holds: its records in order, with their splits and signals."""
     hashes = "".join(shard["sha256"] + shard["metadata_sha256"] for shard in shards)
-    return hashlib.sha256(hashes.encode()).hexdigest()
+    digest = hashlib.sha256(hashes.encode())
+    for batch in columns.to_batches(max_chunksize=1 << 16) if columns is not None else ():
+        digest.update(json.dumps(batch.to_pydict(), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 class Dataset:
@@ -301,7 +336,7 @@ class Dataset:
         self.manifest = self._read_manifest()
         self._check_sizes()
         self._shards = [os.fspath(self.path / shard["file"]) for shard in self.manifest["shards"]]
-        self._source = grain.sources.ArrayRecordDataSource(self._shards)
+        self._source = array_record_data_source.ArrayRecordDataSource(self._shards)
 
     def _read_manifest(self) -> dict[str, Any]:
         file = self.path / "manifest.json"

@@ -3,8 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jaxclip.data.image import ImageConfig
 from jaxclip.data.record import Dataset
@@ -12,7 +15,7 @@ from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.text import TextPolicy, TokenizerConfig
 from jaxclip.data.tfds import TfdsDataset
 
-MAX_LABELS = 1024  # kinds, as each row of a batch has a number for each
+MAX_LABELS = 64  # of a record, as each row of a batch has room for as many
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -50,6 +53,21 @@ class DataConfig:
         self.image.validate(f"{name}.image")
 
 
+class Labels(NamedTuple):
+    """Which labels each record of a dataset has, without a number for each kind."""
+
+    starts: np.ndarray  # int64 [N + 1]
+    kinds: np.ndarray  # int32 [labels of all records]: numbers of the kinds, ascending in a record
+
+    def of(self, position: int) -> np.ndarray:
+        return self.kinds[self.starts[position] : self.starts[position + 1]]
+
+    @property
+    def most(self) -> int:
+        """Labels of a record, at most."""
+        return int(np.diff(self.starts).max())
+
+
 @dataclasses.dataclass(slots=True)
 class Source:
     """The records of one split of a dataset or subset that have a text under the run's policy."""
@@ -60,7 +78,7 @@ class Source:
     without_text: int  # records of the split that were left out: no text in the policy's fields
     path: str  # as in config.path: of the dataset, or of the subset
     content_hash: str  # of what is at path
-    labels: np.ndarray | None = None  # bool [records of the dataset, kinds of label in all sources]
+    labels: Labels | None = None  # of all records of the dataset; kinds as in the other sources
 
 
 def open_sources(config: DataConfig, split: str) -> list[Source]:
@@ -95,22 +113,61 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
 
 
 def _read_labels(sources: Sequence[Source], column: str) -> None:
-    """Sets source.labels from a column of strings or numbers, or lists of them; null: no label."""
-    values = [source.dataset.columns([column])[column].to_pylist() for source in sources]
-    lists = [
-        [v if isinstance(v, list) else [] if v is None or v == "" else [v] for v in column_values]
-        for column_values in values
-    ]
-    kinds = {kind: i for i, kind in enumerate(sorted({k for of in lists for v in of for k in v}))}
-    if not 1 <= len(kinds) <= MAX_LABELS:
+    """Sets source.labels from a column of strings or numbers, or lists of them.
+
+    Null, "" and [] are no label. Kinds are numbered over all sources.
+    """
+    found = [_rows_and_labels(source, column) for source in sources]
+    values = [labels for _, labels in found if len(labels)]
+    types = {str(labels.type) for labels in values}
+    if len(types) > 1:
         raise ValueError(
-            f"data.label ({column!r}) has {len(kinds)} kinds of label; there must be at least 1 "
-            f"and at most {MAX_LABELS}. Name a column of classes."
+            f"data.label ({column!r}) is of types {sorted(types)} in the datasets of data.path, so "
+            "no label of one could be that of another. Give the column one type."
         )
-    for source, of_source in zip(sources, lists, strict=True):
-        source.labels = np.zeros((len(of_source), len(kinds)), bool)
-        for row, labels in zip(source.labels, of_source, strict=True):
-            row[[kinds[label] for label in labels]] = True
+    if not values:
+        raise ValueError(f"data.label ({column!r}) has no label. Name a column of classes.")
+    kinds = pa.concat_arrays(values).unique()
+    kinds = kinds.take(pc.sort_indices(kinds))
+    for source, (rows, labels) in zip(sources, found, strict=True):
+        numbers = pc.index_in(labels, kinds).to_numpy() if len(labels) else rows
+        # each label of a record once, in order
+        rows, numbers = np.divmod(np.unique(rows * len(kinds) + numbers), len(kinds))
+        starts = np.searchsorted(rows, np.arange(len(source.dataset) + 1))
+        source.labels = Labels(starts, numbers.astype(np.int32))
+        if source.labels.most > MAX_LABELS:
+            raise ValueError(
+                f"data.label ({column!r}) has {source.labels.most} labels in a record of "
+                f"{source.path}; there may be {MAX_LABELS}. Name a column of fewer, coarser ones."
+            )
+
+
+def _rows_and_labels(source: Source, column: str) -> tuple[np.ndarray, pa.Array]:
+    """Each label that is not null or "", and the position of its record, int64."""
+    values = source.dataset.columns([column])[column].combine_chunks()
+    rows = np.arange(len(values))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        rows = pc.list_parent_indices(values).to_numpy()
+        values = values.flatten()
+    kind = pa.types
+    if kind.is_integer(values.type) or kind.is_boolean(values.type):
+        values = values.cast(pa.int64())
+    elif kind.is_floating(values.type):
+        values = values.cast(pa.float64())
+    elif kind.is_dictionary(values.type) or kind.is_large_string(values.type):
+        values = values.cast(pa.string())
+    elif kind.is_null(values.type):
+        rows, values = rows[:0], pa.array([], pa.string())
+    elif not kind.is_string(values.type):
+        raise ValueError(
+            f"data.label ({column!r}) is of type {values.type} in {source.path}; it must be of "
+            "strings or numbers, or of lists of them. Name another column."
+        )
+    known = pc.invert(pc.is_null(values, nan_is_null=True))
+    if kind.is_string(values.type):
+        known = pc.fill_null(pc.not_equal(values, ""), False)
+    known = known.to_numpy(zero_copy_only=False)
+    return rows[known], values.filter(pa.array(known))
 
 
 @dataclasses.dataclass(slots=True, frozen=True)

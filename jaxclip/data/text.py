@@ -231,9 +231,13 @@ def choose_text(
     return text
 
 
-_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]|\d|[^\W\d_])""")
+REACH = 1000  # characters back that are looked at for a word or a bracket: time stays linear
+_SENTENCE_END = re.compile(  # with the numbers of what it cites: "... shown. [3,4] Then ..."
+    r"""(?P<stop>[.!?]["'”’)\]]*(?:\s?\[[\d,–\- ]+\])?)\s+(?=["'“‘(\[]|\d|[^\W\d_])"""
+)
 _ABBREVIATION = re.compile(
-    r"figs?|tab|eqs?|refs?|suppl|nos?|vol|al|vs|cf|ca|approx|resp|dr|prof|spp?|subsp|var|inc|ltd"
+    r"figs?|tabs?|eqs?|refs?|suppl|nos?|vol|al|etc|vs|cf|ca|approx|resp|dr|mrs?|prof|eds?|pp|viz"
+    r"|spp?|subsp|var|inc|ltd"
     r"|(?:[^\W\d_]\.)*[^\W\d_]",  # "e.g", "i.v", and "E" of "E. coli"
     re.IGNORECASE,
 )
@@ -242,20 +246,30 @@ _PANEL_LABEL = re.compile(r"[a-z](?: ?[-–,] ?[a-z])*\)? +[A-Z]")  # "b Axial C
 
 
 def split_sentences(text: str) -> list[str]:
-    """`"(a) CT, Fig. 2. (b) E. coli."` -> `["(a) CT, Fig. 2.", "(b) E. coli."]`.
+    """`"(a) CT, Fig. 2. (b) E. coli."` -> `["(a) CT, Fig. 2.", "(b) E. coli."]`."""
+    return [text[start:end] for start, end in sentence_spans(text)]
 
-    In doubt two sentences stay one: after a single letter, and before a lower-case one.
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """[start, end) of each sentence, without the space around it; they leave no word out.
+
+    In doubt two sentences stay one: after a single letter or an abbreviation, before a lower-case
+    letter, inside brackets that stay open, and where one would be without a word.
     """
-    sentences, start = [], 0
+    spans, start = [], len(text) - len(text.lstrip())
     for match in _SENTENCE_END.finditer(text):
-        so_far, rest = text[start : match.start()], text[match.end() : match.end() + 20]
-        if not _WORD.search(so_far) or (rest[0].islower() and not _PANEL_LABEL.match(rest)):
+        stop, following = match.start(), match.end()
+        begin = max(start, stop - REACH)
+        if text[following].islower() and not _PANEL_LABEL.match(text, following, following + 20):
             continue
-        if not _ABBREVIATION.fullmatch(so_far.split()[-1].lstrip("([\"'“‘")):
-            sentences.append(text[start : match.end()].strip())
-            start = match.end()
-    rest = text[start:].strip()
-    if sentences and not _WORD.search(rest):
-        sentences[-1] = f"{sentences[-1]} {rest}".strip()  # "(b)." alone is no caption
-        return sentences
-    return [*sentences, rest]
+        last = text[max(begin, stop - 20) : stop].split()[-1:]
+        if not last or _ABBREVIATION.fullmatch(last[0].lstrip("([\"'“‘")):
+            continue
+        is_open = text.count("(", begin, stop) > text.count(")", begin, match.end("stop"))
+        if not is_open and _WORD.search(text, begin, stop):
+            spans.append((start, match.end("stop")))
+            start = following
+    end = len(text.rstrip())
+    if spans and not _WORD.search(text, start):  # "(b)." alone is no caption
+        return [*spans[:-1], (spans[-1][0], end)]
+    return [*spans, (start, end)]

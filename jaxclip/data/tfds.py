@@ -9,24 +9,30 @@ the image, and the only text the caption. Splits keep their names (val, valid an
 validation). Positions are counted through train, validation and test.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from etils import epath
 
 from jaxclip.data.image import ImageError, image_size
 from jaxclip.data.record import SPLIT_NAMES, SPLITS, TEXT_FIELDS, Record
 
 INFO = "dataset_info.json"
-MAPPED = ("image", *TEXT_FIELDS, "article_id", "figure_id", "panel_id", "source", "licence")
+IDS = ("article_id", "figure_id", "panel_id", "source", "licence")
+MAPPED = ("image", *TEXT_FIELDS, *IDS)
+CHARS = {f"{field}_chars": field for field in TEXT_FIELDS}
+ROWS = 1024  # read at a time
 
 
 def is_tfds(path: epath.PathLike) -> bool:
@@ -44,7 +50,7 @@ class TfdsDataset:
     def __init__(self, path: epath.PathLike):
         directory, _, query = str(path).partition("?")
         self.path, self._query = epath.Path(directory), dict(parse_qsl(query))
-        self._builder = _open_builder(self.path)
+        self._builder = open_builder(self.path)
         features = sorted(self._builder.info.features.items())
         self.features = {name: type(feature).__name__ for name, feature in features}
         self._fields = self._choose_fields()
@@ -140,23 +146,43 @@ class TfdsDataset:
         return np.arange(len(self) if split is None else 0, dtype=np.int64)
 
     def columns(self, names: Sequence[str]) -> pa.Table:
-        """Columns of a DATASET's metadata, as far as TFDS has them; each costs a pass over all.
+        """Columns of a DATASET's metadata, as far as TFDS has them.
+
+        TFDS keeps no columns: one that is asked for the first time costs a pass over all records,
+        which decodes no image. It is kept in the user's cache, by content.
 
         Raises ValueError naming one that is not there.
         """
-        known = {f"{field}_chars": field for field in TEXT_FIELDS} | {n: n for n in self.features}
+        known = {name: name for name in self.features} | {"image_sha256": self._fields["image"]}
+        known |= {field: self._fields.get(field, "") for field in IDS}
+        known |= {column: self._fields.get(field, "") for column, field in CHARS.items()}
         if missing := [name for name in names if name not in known]:
             raise ValueError(f"{self.path} has no column {missing}. It has: {', '.join(known)}.")
-        features = {name: self._fields.get(known[name], known[name]) for name in names}
-        values = {name: [] for name in names}
-        for position in range(len(self) if set(features.values()) & self.features.keys() else 0):
-            row = self._row(position)
-            for name, feature in features.items():
-                values[name].append(_plain(row.get(feature, "")))
-        for name in names:
-            if name not in self.features:
-                values[name] = [len(v.strip()) for v in values[name]] or [0] * len(self)
-        return pa.table(values)
+        files = {name: self._kept_column(name) for name in names}
+        found = {name: pq.read_table(f)[name] for name, f in files.items() if f.exists()}
+        new = {name: known[name] for name in names if name not in found}
+        found |= self._read_columns(new)
+        for name in new:
+            _keep(files[name], pa.table({name: found[name]}))
+        return pa.table({name: found[name] for name in names})
+
+    def _kept_column(self, name: str) -> epath.Path:
+        cache = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        key = hashlib.sha256(f"{self.content_hash} {name}".encode()).hexdigest()
+        return cache / "jaxclip" / f"tfds-{key[:32]}.parquet"
+
+    def _read_columns(self, features: Mapping[str, str]) -> dict[str, list[Any]]:
+        """Values of each column, of its feature, or "" where it has none."""
+        if not any(features.values()):
+            return {name: [_cell(name, "")] * len(self) for name in features}
+        values = {name: [] for name in features}
+        for source in self._sources:
+            for start in range(0, len(source), ROWS):
+                numbers = list(range(start, min(start + ROWS, len(source))))
+                for row in source.__getitems__(numbers):
+                    for name, feature in features.items():
+                        values[name].append(_cell(name, row.get(feature, "")))
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": str(self.path), "query": self._query}
@@ -177,7 +203,7 @@ def load_tfds() -> Any:
         ) from None
 
 
-def _open_builder(path: epath.Path) -> Any:
+def open_builder(path: epath.Path) -> Any:
     if not (path / INFO).exists():
         raise FileNotFoundError(
             f"{path} is no prepared TFDS dataset (no {INFO}). Give its folder: "
@@ -187,7 +213,27 @@ def _open_builder(path: epath.Path) -> Any:
     return load_tfds().builder_from_directory(str(path))
 
 
+def _cell(column: str, value: Any) -> Any:
+    """A value of a feature as a column of a DATASET's metadata has it."""
+    if column in CHARS:
+        return len(_text(value))
+    if column == "image_sha256":
+        return hashlib.sha256(value).hexdigest()
+    return _text(value) if column in IDS else _plain(value)
+
+
+def _keep(file: epath.Path, table: pa.Table) -> None:
+    """Writes a table whole or not at all; a folder that cannot be written costs time, no more."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        pq.write_table(table, temporary)
+        temporary.replace(file)
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, (list, np.ndarray)):
+        return [_plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value.item() if isinstance(value, np.generic) else value

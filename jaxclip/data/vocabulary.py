@@ -52,23 +52,35 @@ def _fold_table() -> dict[int, str | None]:
     return table | dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"')
 
 
-_FOLD = _fold_table()
+FOLD = _fold_table()
 _DROP_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+_DROP_ALL_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _clean_clip(text: str) -> str:
-    """open_clip's, less the repair of wrongly decoded text: `"&lt;5 “µM”"` -> `'<5 "µm"'`."""
-    text = html.unescape(html.unescape(text)).translate(_FOLD)
-    return unicodedata.normalize("NFC", text).lower()
+def _fix(text: str) -> str:
+    """open_clip's basic_clean, less the repair of wrong decoding: `"&lt;5 “µM”"` -> `'<5 "µM"'`."""
+    text = html.unescape(html.unescape(text)).translate(FOLD)
+    return unicodedata.normalize("NFC", text)
+
+
+def _canonical(text: str) -> str:
+    return " ".join(text.translate(_DROP_PUNCTUATION).lower().split())
 
 
 CLEANERS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
-    "clip": _clean_clip,
+    "clip": lambda text: _fix(text).lower(),  # open_clip's "lower"
     # As big_vision (tf.strings.lower), which leaves "Δ" alone; str.lower does not.
     "lower_ascii": lambda text: text.encode().lower().decode(),
     # big_vision's for class names: lower case, no punctuation, single spaces.
-    "canonical": lambda text: " ".join(text.translate(_DROP_PUNCTUATION).lower().split()),
+    "canonical": _canonical,
+    # What open_clip puts before the vocabularies of others: "whitespace", and of SigLIP's models
+    # "canonicalize".
+    "openclip_whitespace": lambda text: " ".join(_fix(text).split()),
+    "openclip_canonical": lambda text: _canonical(_fix(text)),
+    # transformers' SiglipTokenizer, which has no space for "_", and its Siglip2Tokenizer.
+    "hf_siglip": lambda text: " ".join(text.lower().translate(_DROP_ALL_PUNCTUATION).split()),
+    "lower": normalizers.Lowercase().normalize_str,
 }
 
 

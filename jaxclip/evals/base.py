@@ -107,9 +107,8 @@ def embed_split(
     for batch in batches:
         # as pairs of int32: jax would cut int64
         ids = np.stack([batch[field] for field in ID_FIELDS] + [batch["valid"]], 1).astype(np.int64)
-        on_device = put_batch(
-            {"image": batch["image"], "tokens": batch["tokens"], "ids": ids.view(np.int32)}, mesh
-        )
+        pairs = {name: batch[name] for name in ("image", "grid", "tokens") if name in batch}
+        on_device = put_batch(pairs | {"ids": ids.view(np.int32)}, mesh)
         rows.append([np.asarray(x) for x in embed(params, on_device)])
     image_NE, text_NE, ids = (np.concatenate(column) for column in zip(*rows, strict=True))
     ids = np.ascontiguousarray(ids).view(np.int64)

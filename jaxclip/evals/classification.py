@@ -3,10 +3,8 @@
 Everything that needs sorting is sorted once, so that a thousand bootstrap draws cost a thousand
 passes and no more. Equal to scikit-learn's and torchmetrics' (tests/evals/test_classification.py).
 
-Shape letters: N images, C classes, U images that are counted (with repetitions), K score levels.
+Shape letters: N images, C classes, U images that are counted (with repetitions).
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -49,9 +47,7 @@ def single_label(
     confidence_N = probability_NC.max(axis=1)
     surplus_N = confidence_N - (predicted_N == true_N)
     bin_N = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)
-    aurocs = [
-        ranking(probability_NC[:, c], true_N == c, area_under_roc) for c in range(num_classes)
-    ]
+    ranking = Ranking(probability_NC, true_N[:, None] == np.arange(num_classes))
 
     def metrics(units):
         confusion_CC = np.bincount(cell_N[units], minlength=num_classes**2).reshape(num_classes, -1)
@@ -59,7 +55,7 @@ def single_label(
         found = of_confusion(confusion_CC)
         weight_N = np.bincount(units, minlength=len(true_N))
         return found | {
-            "auroc": _mean([auroc(weight_N) for auroc in aurocs]),
+            "auroc": _mean(ranking.area_under_roc(weight_N)),
             "calibration_error": float(np.abs(gap).sum() / len(units)),
         }
 
@@ -81,21 +77,17 @@ def multi_label(
     auroc; average_precision; macro_f1 at probability 0.5, a threshold that no batch moves.
     """
     num_classes = true_NC.shape[1]
-    curves = [
-        [ranking(probability_NC[:, c], true_NC[:, c], area) for c in range(num_classes)]
-        for area in (area_under_roc, average_precision)
-    ]
+    ranking = Ranking(probability_NC, true_NC)
     said_NC = probability_NC > 0.5
 
     def metrics(units):
         weight_N = np.bincount(units, minlength=len(true_NC))
-        auroc, precision = ([curve(weight_N) for curve in of_metric] for of_metric in curves)
         both = weight_N @ (said_NC & true_NC)
         total = weight_N @ said_NC + weight_N @ true_NC
         there = total > 0
         return {
-            "auroc": _mean(auroc),
-            "average_precision": _mean(precision),
+            "auroc": _mean(ranking.area_under_roc(weight_N)),
+            "average_precision": _mean(ranking.average_precision(weight_N)),
             "macro_f1": float((2 * both[there] / total[there]).mean()) if there.any() else np.nan,
         }
 
@@ -125,41 +117,68 @@ def of_confusion(confusion_CC: np.ndarray) -> dict[str, float]:
     return found
 
 
-def ranking(
-    score_N: np.ndarray, true_N: np.ndarray, area: Callable[[np.ndarray, np.ndarray], float]
-) -> Callable[[np.ndarray], float]:
-    """`area` of (true, false) per distinct score, ascending, as a function of weights [N].
+class Ranking:
+    """Areas under curves of scores that are sorted once, as functions of the images' weights.
 
-    NaN where only one of the two is there.
+    Args:
+      score_NC: an order a class.
+      true_NC: bool.
     """
-    _, level_N = np.unique(score_N, return_inverse=True)
-    true_N = np.asarray(true_N, bool)
 
-    def of_weights(weight_N):
-        true_K = np.bincount(level_N, weight_N * true_N)
-        false_K = np.bincount(level_N, weight_N * ~true_N)
-        if not true_K.any() or not false_K.any():
-            return np.nan
-        return area(true_K, false_K)
+    def __init__(self, score_NC: np.ndarray, true_NC: np.ndarray):
+        num_images = len(score_NC)
+        self.order_CN = np.argsort(score_NC.T, axis=1, kind="stable")
+        self.true_CN = np.take_along_axis(np.asarray(true_NC, bool).T, self.order_CN, axis=1)
+        score_CN = np.take_along_axis(score_NC.T, self.order_CN, axis=1)
+        starts_CN = np.diff(score_CN, axis=1, prepend=-np.inf) != 0
+        place_N = np.arange(num_images)
+        # of the images that score the same, the first, and the one past the last
+        self.first_CN = np.maximum.accumulate(np.where(starts_CN, place_N, 0), axis=1)
+        ends_CN = np.pad(starts_CN[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+        last_CN = np.where(ends_CN, place_N + 1, num_images)[:, ::-1]
+        self.last_CN = np.minimum.accumulate(last_CN, axis=1)[:, ::-1]
 
-    return of_weights
+    def _weights(self, weight_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight_CN = weight_N[self.order_CN]
+        true_CN = weight_CN * self.true_CN
+        return true_CN, weight_CN - true_CN
+
+    def area_under_roc(self, weight_N: np.ndarray) -> np.ndarray:
+        """[C]: probability that a true one scores above a false one; a tie is half of that.
+
+        NaN where only one of the two is there; so is average_precision.
+        """
+        true_CN, false_CN = self._weights(weight_N)
+        below_CN = _cumulated(false_CN)
+        twice_CN = _at(below_CN, self.first_CN) + _at(below_CN, self.last_CN)
+        pairs_C = true_CN.sum(axis=1) * false_CN.sum(axis=1)
+        return _share((true_CN * twice_CN).sum(axis=1) / 2, pairs_C)
+
+    def average_precision(self, weight_N: np.ndarray) -> np.ndarray:
+        """[C]: sum of precision x gain in recall, from the highest score down; ties are a step."""
+        true_CN, false_CN = self._weights(weight_N)
+        both = []
+        for of_CN in (true_CN, false_CN):
+            both.append(of_CN.sum(axis=1)[:, None] - _at(_cumulated(of_CN), self.first_CN))
+        precision_CN = both[0] / np.maximum(both[0] + both[1], 1)
+        there_C = true_CN.sum(axis=1) * (false_CN.sum(axis=1) > 0)
+        return _share((true_CN * precision_CN).sum(axis=1), there_C)
 
 
-def area_under_roc(true_K: np.ndarray, false_K: np.ndarray) -> float:
-    """Probability that a true one scores above a false one; a tie is half of that."""
-    below_K = np.cumsum(false_K) - false_K / 2
-    return float(true_K @ below_K / (true_K.sum() * false_K.sum()))
+def _cumulated(x_CN: np.ndarray) -> np.ndarray:
+    """[C, N + 1]: the sum of those before each place."""
+    return np.pad(np.cumsum(x_CN, axis=1), ((0, 0), (1, 0)))
 
 
-def average_precision(true_K: np.ndarray, false_K: np.ndarray) -> float:
-    """Sum of precision x gain in recall, from the highest score down; ties are one step."""
-    true_K, false_K = true_K[::-1], false_K[::-1]
-    all_K = np.cumsum(true_K + false_K)
-    precision_K = np.cumsum(true_K) / np.maximum(all_K, 1)
-    return float(true_K @ precision_K / true_K.sum())
+def _at(x_CM: np.ndarray, place_CN: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(x_CM, place_CN, axis=1)
 
 
-def _mean(values: list[float]) -> float:
+def _share(part_C: np.ndarray, whole_C: np.ndarray) -> np.ndarray:
+    return np.divide(part_C, whole_C, out=np.full(len(part_C), np.nan), where=whole_C > 0)
+
+
+def _mean(value_C: np.ndarray) -> float:
     """Mean of what is defined; NaN if nothing is."""
-    defined = [value for value in values if np.isfinite(value)]
-    return float(np.mean(defined)) if defined else np.nan
+    defined_C = np.isfinite(value_C)
+    return float(value_C[defined_C].mean()) if defined_C.any() else np.nan

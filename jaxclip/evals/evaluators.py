@@ -5,7 +5,7 @@ Shape letters: N images, C classes, E embedding.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from jaxclip.evals import robustness
 from jaxclip.evals.base import Embeddings, Measured
 from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.probe import probe
+from jaxclip.evals.readers import LazyImages
 from jaxclip.evals.representation import describe
 from jaxclip.evals.retrieval import label_retrieval, retrieval
 from jaxclip.evals.sets import EvalSplit
@@ -59,24 +60,26 @@ class Context:
 
 def evaluate_split(
     cache: EmbeddingCache, splits: Mapping[str, EvalSplit], split: str, options: SuiteOptions
-) -> list[Measured]:
+) -> tuple[list[Measured], list[str]]:
     """All evaluators of options.suite on splits[split]; the others are there to train probes on.
 
-    Raises:
-      ValueError: none of them has anything to score there.
+    Returns:
+      What was measured; a line on each evaluator that finds nothing to score there.
     """
     embeddings = embed_set(cache, splits[split])
     context = Context(
         cache=cache, splits=splits, split=split, embeddings=embeddings, options=options
     )
-    found = [measured for name in options.suite for measured in EVALUATORS[name](context)]
-    if not found:
-        scored = splits[split]
-        raise ValueError(
-            f"{scored.name} has nothing for --suite={','.join(options.suite)}: "
-            f"captions {scored.captions is not None}, labels {list(scored.labels) or None}."
-        )
-    return found
+    scored, found, nothing = splits[split], [], []
+    for name in options.suite:
+        measured = EVALUATORS[name](context)
+        found += measured
+        if not measured:
+            nothing.append(
+                f"{name} of {scored.name}, which has captions: {scored.captions is not None}, "
+                f"labels: {list(scored.labels) or None}, splits: {list(splits)}."
+            )
+    return found, nothing
 
 
 def _retrieval(context: Context) -> list[Measured]:
@@ -107,10 +110,10 @@ def _zero_shot(context: Context, embeddings: Embeddings | None = None) -> list[M
 
 def _probe(context: Context) -> list[Measured]:
     found = []
+    if "train" not in context.splits:
+        return found
+    train = context.splits["train"]
     for file in context.scored.labels:
-        if "train" not in context.splits:
-            raise ValueError(f"{context.scored.name} has no train split to fit a probe on.")
-        train = context.splits["train"]
         image_NE = context.cache.images(train.content_hash, train.images)
         target_NC = context.targets(file, train)
         if context.split != "validation" and "validation" in context.splits:
@@ -164,9 +167,11 @@ def _robustness(context: Context) -> list[Measured]:
 def _corrupted(context: Context, corruption: str, severity: int) -> list[Measured]:
     scored = context.scored
     name = f"{scored.content_hash} {corruption} {severity}" if severity else scored.content_hash
-    image_NE = context.cache.images(
-        f"{name} at {robustness.SHORT_SIDE}", _Corrupted(scored.images, corruption, severity)
+    images = LazyImages(
+        lambda i: robustness.corrupt_image(scored.images[i], corruption, severity, i),
+        len(scored.images),
     )
+    image_NE = context.cache.images(f"{name} at {robustness.SHORT_SIDE}", images)
     embeddings = dataclasses.replace(context.embeddings, image_NE=image_NE)
     found = _zero_shot(context, embeddings)
     return found + (retrieval(embeddings)[:1] if scored.captions is not None else [])
@@ -180,19 +185,6 @@ def _perturbed(context: Context, perturbation: str, severity: int) -> list[Measu
     ]
     embeddings = dataclasses.replace(context.embeddings, text_NE=context.cache.texts(texts))
     return retrieval(embeddings)[1:]
-
-
-class _Corrupted(Sequence):
-    def __init__(self, images: Sequence[bytes | np.ndarray], corruption: str, severity: int):
-        self.images, self.corruption, self.severity = images, corruption, severity
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return robustness.corrupt_image(self.images[index], self.corruption, self.severity, index)
 
 
 SHOWN = {"accuracy", "auroc", "recall@10"}  # of the metrics, what drops are told of

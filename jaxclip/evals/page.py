@@ -31,7 +31,8 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222 }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse } td, th { padding: .2rem .6rem; text-align: left }
-.results td:nth-child(n+2) { font-variant-numeric: tabular-nums }
+.results { font-variant-numeric: tabular-nums; white-space: nowrap; font-size: 14px }
+.scroll { overflow-x: auto }
 .results tr:nth-child(even) { background: #f5f6f8 }
 figure { display: inline-block; margin: .3rem; width: 130px; vertical-align: top }
 figcaption { font-size: 12px; overflow-wrap: anywhere } img { display: block; max-width: 120px }
@@ -41,32 +42,27 @@ svg text { font: 11px system-ui, sans-serif }
 """
 
 
-def write_page(
-    out: epath.Path,
-    rows: Sequence[Row],
-    scored: Sequence[tuple[str, EmbeddingCache, EvalSplit]],
-    templates: str,
-) -> epath.Path:
-    """Writes OUT/index.html.
+def section(name: str, cache: EmbeddingCache, split: EvalSplit, templates: str = "") -> str:
+    """What a model makes of a split, in pictures: HTML."""
+    embeddings = embed_set(cache, split)
+    parts = [f"<h2>{_text(name)} on {_text(split.name)}/{_text(split.split)}</h2>"]
+    if split.captions is not None:
+        parts += [_retrieval_examples(embeddings, split), _map(embeddings)]
+    parts.append(_neighbours(embeddings, split))
+    for file in split.labels:
+        prompts = load_prompts(file, templates)
+        if "negative_templates" not in prompts:
+            parts.append(_confusions(embeddings, split, file, prompts, cache))
+    return "".join(parts)
 
-    Args:
-      scored: (model's name, its embeddings, the split) of each section.
-    """
-    parts = [f"<h1>Evaluation</h1>{_table(rows)}"]
-    for name, cache, split in scored:
-        embeddings = embed_set(cache, split)
-        parts.append(f"<h2>{_text(name)} on {_text(split.name)}/{_text(split.split)}</h2>")
-        if split.captions is not None:
-            parts += [_retrieval_examples(embeddings, split), _map(embeddings)]
-        parts.append(_neighbours(embeddings, split))
-        for file in split.labels:
-            prompts = load_prompts(file, templates)
-            if "negative_templates" not in prompts:
-                parts.append(_confusions(embeddings, split, file, prompts, cache))
+
+def write_page(out: epath.Path, rows: Sequence[Row], sections: Sequence[str]) -> epath.Path:
+    """Writes OUT/index.html: tables of results, then the sections."""
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><title>jaxclip evaluation</title>"
         "<meta name=viewport content='width=device-width'>"
-        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
+        f"<style>{STYLE}</style><body><h1>Evaluation</h1>{_results(rows)}{''.join(sections)}"
+        "</body></html>"
     )
     write_atomically(out / "index.html", page)
     return out / "index.html"
@@ -76,19 +72,64 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _table(rows: Sequence[Row]) -> str:
-    """Metrics with intervals; counts are in results.json."""
-    lines = [
-        f"<tr><td>{_text(row['model'])}<td>{_text(row['set'])}/{_text(row['split'])}"
-        f"<td>{_text(row['evaluator'])}<td>{_text(row['metric'])}<td>{_text(shown(row))}"
-        f"<td>{row['units']:,} / {row['groups']:,}"
-        for row in rows
-        if row["replicates"] is not None or row["evaluator"] == "representation"
+def _results(rows: Sequence[Row]) -> str:
+    """A table for each set: metrics down, models across; counts are in results.json."""
+    parts = [
+        "<p>Values with 95&nbsp;% bootstrap intervals in brackets; articles or patients are drawn "
+        "whole, and so are seeds.</p>"
     ]
+    shown_rows = [
+        row for row in rows if row["replicates"] is not None or row["evaluator"] == "representation"
+    ]
+    for name in dict.fromkeys(f"{row['set']}/{row['split']}" for row in shown_rows):
+        of_set = [row for row in shown_rows if f"{row['set']}/{row['split']}" == name]
+        plain = [row for row in of_set if "_severity_" not in row["metric"]]
+        parts.append(f"<h2>{_text(name)}</h2>{_by_model(plain)}")
+        if len(plain) < len(of_set):
+            parts.append(_by_severity([row for row in of_set if "_severity_" in row["metric"]]))
+    return "".join(parts)
+
+
+def _by_model(rows: Sequence[Row]) -> str:
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    heads = "".join(f"<th>{_text(model)}" for model in models)
+    lines, before = [], ""
+    for evaluator, metric in dict.fromkeys((row["evaluator"], row["metric"]) for row in rows):
+        found = {
+            r["model"]: r for r in rows if (r["evaluator"], r["metric"]) == (evaluator, metric)
+        }
+        one = next(iter(found.values()))
+        cells = "".join(
+            f"<td>{shown(found[m], chance=False) if m in found else ''}" for m in models
+        )
+        chance = "" if one["chance"] is None else f"{one['chance']:.4f}"
+        units = f"{one['units']:,} in {one['groups']:,}"
+        first = f"<td>{_text(evaluator)}" if evaluator != before else "<td class=again>"
+        lines.append(f"<tr>{first}<td>{_text(metric)}{cells}<td>{chance}<td>{units}")
+        before = evaluator
     return (
-        "<p>Values with 95&nbsp;% bootstrap intervals in brackets; groups (articles, patients) are "
-        "drawn whole.</p><table class=results><tr><th>Model<th>Set<th>Evaluator<th>Metric<th>Value"
-        f"<th>Units / groups{''.join(lines)}</table>"
+        f"<div class=scroll><table class=results><tr><th>Evaluator<th>Metric{heads}<th>Chance"
+        f"<th>Units in groups{''.join(lines)}</table></div>"
+    )
+
+
+def _by_severity(rows: Sequence[Row]) -> str:
+    """A line for each model, corruption and metric; from clean to the worst."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        metric, _, severity = row["metric"].partition("_severity_")
+        key = (row["model"], row["evaluator"].removeprefix("robustness/"), metric)
+        found.setdefault(key, {})[severity] = row["value"]
+    severities = sorted({severity for values in found.values() for severity in values})
+    lines = [
+        f"<tr>{''.join(f'<td>{_text(part)}' for part in key)}"
+        + "".join(f"<td>{values.get(s, float('nan')):.3f}" for s in severities)
+        for key, values in found.items()
+    ]
+    heads = "".join(f"<th>{'clean' if s == '0' else s}" for s in severities)
+    return (
+        "<h3>Robustness by severity</h3><div class=scroll><table class=results><tr><th>Model"
+        f"<th>Changed, measured by<th>Metric{heads}{''.join(lines)}</table></div>"
     )
 
 

@@ -2,7 +2,7 @@
 
 Logistic regression, all strengths of regularisation fitted at once by a jitted L-BFGS (faster than
 scikit-learn's one by one: experiments/benchmarks/probe.py), the strength chosen on validation data.
-To fine-tune instead of probing: configs/finetune.py.
+To fine-tune instead of probing: configs/fine_tune.py.
 
 Shape letters: N images, C classes, E embedding, L strengths, K neighbours.
 """

@@ -2,8 +2,11 @@
 
 A layout says where things are; `rows(layout, root)` yields one dict an image:
 
-    image   what `open_image` reads: bytes, an array, or a path inside the root
+    name    what the set calls the image; two rows of one name show one image
+    image   a function without arguments: encoded bytes, or uint8 RGB [H, W, 3], when it is called
     label   a class, or a tuple of findings     caption, group, study, split: str, "" if not known
+
+No image is in memory before it is asked for, whatever the layout.
 """
 
 import csv
@@ -11,18 +14,27 @@ import dataclasses
 import functools
 import gzip
 import json
+import os
 import re
+import shutil
 import string
+import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+from jaxclip.data.pipeline import num_cores
+from jaxclip.data.tfds import INFO, load_tfds, open_builder
 
 MAX_FILE_BYTES = 128 << 20  # a zip member can claim any size
 Row = dict[str, Any]
+_LOCK = threading.Lock()  # what is cached is made by one thread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +67,11 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Npz:
-    """MedMNIST: {train, val, test}_images uint8 [N, S, S(, 3)] and _labels [N, 1] or [N, C]."""
+    """MedMNIST: {train, val, test}_images uint8 [N, S, S(, 3)] and _labels [N, 1] or [N, C].
+
+    The images of a split that is read are unpacked once, beside the file, and mapped: those of
+    MedMNIST+ have up to 16 GB.
+    """
 
     file: str
 
@@ -95,25 +111,16 @@ def rows(layout: Layout, root: Path) -> Iterator[Row]:
     return read[type(layout)](layout, root)
 
 
-def open_image(image: Any, root: Path) -> bytes | np.ndarray:
-    """What a row calls its image -> encoded bytes, or uint8 RGB [H, W, 3].
-
-    Raises:
-      ValueError: a path that leaves the root, or a file larger than MAX_FILE_BYTES.
-    """
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = image[..., None]
-        return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-    if isinstance(image, tuple):  # (zip, member)
-        return _read_member(*image)
-    file = (root / image).resolve()
+def _read_file(root: Path, name: str) -> bytes:
+    """Raises ValueError: a path that leaves the root, or a file larger than MAX_FILE_BYTES."""
+    file = (root / name).resolve()
     if not file.is_relative_to(root.resolve()):
-        raise ValueError(f"image ({image}) lies outside {root}. Paths must stay inside the set.")
+        raise ValueError(
+            f"image ({name}) lies outside {root}. Paths and links must stay inside; the set itself "
+            "may be a link."
+        )
     if file.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"image ({image}) is larger than {MAX_FILE_BYTES} bytes: no picture.")
+        raise ValueError(f"image ({name}) is larger than {MAX_FILE_BYTES} bytes: no picture.")
     return file.read_bytes()
 
 
@@ -133,8 +140,10 @@ def _zip(file: Path) -> zipfile.ZipFile:
 def _table(layout: Table, root: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(root / layout.file)):
         try:
+            name = _fill(layout.image, line)
             yield {
-                "image": _fill(layout.image, line),
+                "name": name,
+                "image": functools.partial(_read_file, root, name),
                 "label": _label(layout, line),
                 "caption": _fill(layout.caption, line).strip(),
                 "group": _group(layout, _fill(layout.group, line)),
@@ -190,87 +199,125 @@ def _lines(file: Path) -> Iterator[Row]:
             yield from csv.DictReader(text, delimiter="\t" if name.endswith(".tsv") else ",")
 
 
+def _row(name: str, image: Callable[[], bytes | np.ndarray], **fields: Any) -> Row:
+    """A row; images without a group are one each."""
+    empty = {"label": "", "caption": "", "study": "", "split": "", "group": name}
+    return empty | fields | {"name": name, "image": image}
+
+
 def _folders(layout: Folders, root: Path) -> Iterator[Row]:
     if layout.zip:
-        file = root / layout.zip
-        found = [(name, (file, name)) for name in sorted(_zip(file).namelist())]
+        place, read = root / layout.zip, _read_member
+        names = sorted(_zip(place).namelist())
     else:
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        found = [(path.relative_to(root).as_posix(),) * 2 for path in files]
+        place, read = root, _read_file
+        names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
     pattern = re.compile(layout.pattern)
-    for name, image in found:
+    for name in names:
         if match := pattern.fullmatch(name):
             fields = {key: value or "" for key, value in match.groupdict().items()}
-            empty = {"label": "", "caption": "", "study": "", "split": "", "group": name}
-            yield empty | fields | {"image": image}
+            yield _row(name, functools.partial(read, place, name), **fields)
 
 
 def _npz(layout: Npz, root: Path) -> Iterator[Row]:
-    with np.load(root / layout.file, allow_pickle=False) as arrays:
-        for split in ("train", "val", "test"):
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                several = np.size(label) > 1
-                value = (
-                    tuple(map(str, np.flatnonzero(label))) if several else str(np.ravel(label)[0])
-                )
-                yield {
-                    "image": image, "label": value, "caption": "", "study": "", "split": split,
-                    "group": f"{split}/{number}",
-                }  # fmt: skip
+    file = root / layout.file
+    with np.load(file, allow_pickle=False) as arrays:
+        labels = {split: arrays[f"{split}_labels"] for split in ("train", "val", "test")}
+    for split, label_N in labels.items():
+        for number, label in enumerate(label_N):
+            several = np.size(label) > 1
+            value = tuple(map(str, np.flatnonzero(label))) if several else str(np.ravel(label)[0])
+            image = functools.partial(_npz_image, file, f"{split}_images", number)
+            yield _row(f"{split}/{number}", image, label=value, split=split)
+
+
+def _npz_image(file: Path, array: str, number: int) -> np.ndarray:
+    with _LOCK:
+        images = _mapped(file, array, file.stat().st_mtime_ns)
+    image = np.asarray(images[number])
+    if image.ndim == 2:
+        image = image[..., None]
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+@functools.lru_cache(maxsize=4)
+def _mapped(file: Path, array: str, modified_ns: int) -> np.ndarray:
+    unpacked = file.with_name(f"{file.stem}.{array}.npy")
+    if not unpacked.exists() or unpacked.stat().st_mtime_ns < modified_ns:
+        temporary = unpacked.with_name(f"{unpacked.name}.{os.getpid()}.tmp")
+        with zipfile.ZipFile(file) as opened, opened.open(f"{array}.npy") as packed:
+            with temporary.open("wb") as out:
+                shutil.copyfileobj(packed, out, 1 << 24)
+        temporary.replace(unpacked)
+    return np.load(unpacked, mmap_mode="r", allow_pickle=False)
 
 
 def _parquet(layout: Parquet, root: Path) -> Iterator[Row]:
     files = sorted(root.glob(layout.files))
     if not files:
         raise FileNotFoundError(f"{root} has no {layout.files}.")
-    columns = [c for c in (layout.image, layout.label, layout.caption, layout.group) if c]
+    fields = {"label": layout.label, "caption": layout.caption, "group": layout.group}
+    fields = {field: column for field, column in fields.items() if column}
     for file in files:
-        number = 0
-        for batch in pq.ParquetFile(file).iter_batches(256, columns=columns):
-            for line in batch.to_pylist():
-                image = line[layout.image]
-                yield {
-                    "image": image["bytes"] if isinstance(image, dict) else image,
-                    "label": str(line[layout.label]) if layout.label else "",
-                    "caption": str(line[layout.caption] or "") if layout.caption else "",
-                    "group": str(line[layout.group]) if layout.group else f"{file.name}/{number}",
-                    "study": "",
-                    "split": file.name.partition("-")[0],
-                }
+        opened, number = pq.ParquetFile(file), 0
+        for group in range(opened.num_row_groups):
+            texts = opened.read_row_group(group, columns=list(fields.values())).to_pydict()
+            for i in range(opened.metadata.row_group(group).num_rows):
+                values = {field: texts[column][i] for field, column in fields.items()}
+                values = {field: "" if v is None else str(v) for field, v in values.items()}
+                image = functools.partial(_parquet_image, file, group, layout.image, i)
+                values["split"] = file.name.partition("-")[0]
+                yield _row(f"{file.name}/{number}", image, **values)
                 number += 1
 
 
+def _parquet_image(file: Path, group: int, column: str, number: int) -> bytes:
+    with _LOCK:
+        images = _parquet_images(file, group, column)
+    image = images[number].as_py()
+    data = image["bytes"] if isinstance(image, dict) else image
+    if data is None:
+        raise ValueError(f"{file}, row {number} of row group {group}: {column} is empty.")
+    return data
+
+
+@functools.lru_cache(maxsize=2)  # images are asked for in order
+def _parquet_images(file: Path, group: int, column: str) -> pa.ChunkedArray:
+    return pq.ParquetFile(file).read_row_group(group, columns=[column])[column]
+
+
 def _tfds(layout: Tfds, root: Path) -> Iterator[Row]:
-    try:
-        import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError(
-            f"{layout.builder} is read with tensorflow-datasets, which is not installed: "
-            "pip install tensorflow-datasets."
-        ) from None
-    builder: Any = tfds.builder(layout.builder, data_dir=str(root), file_format="array_record")
-    if not Path(builder.data_dir).exists():
-        raise FileNotFoundError(f"{builder.data_dir} is not there.")
+    found = sorted(root.glob(f"{layout.builder}/**/{INFO}"))
+    if not found:
+        raise FileNotFoundError(f"{root / layout.builder} holds no prepared dataset.")
+    builder = open_builder(found[-1].parent)  # the newest version
+    decoders = {layout.image: load_tfds().decode.SkipDecoding()}
     for split in builder.info.splits:
-        for number, example in enumerate(builder.as_data_source(split)):
-            yield {
-                "image": np.asarray(example[layout.image]),
-                "label": str(int(example[layout.label])),
-                "caption": "", "study": "", "split": split, "group": f"{split}/{number}",
-            }  # fmt: skip
+        source = builder.as_data_source(split, decoders=decoders)
+        for number in range(len(source)):
+            label = source[number][layout.label]
+            label = label.decode() if isinstance(label, bytes) else str(int(label))
+            image = functools.partial(_tfds_image, source, number, layout.image)
+            yield _row(f"{split}/{number}", image, label=label, split=split)
+
+
+def _tfds_image(source: Sequence[dict], number: int, feature: str) -> bytes:
+    return source[number][feature]
 
 
 class LazyImages(Sequence):
-    """`images[i]` opens the i-th image; a slice opens several."""
+    """`images[i]` is read(i), and a slice a list of those, read by threads: nothing is kept."""
 
-    def __init__(self, images: Sequence[Any], root: Path):
-        self.images, self.root = images, root
+    def __init__(self, read: Callable[[int], bytes | np.ndarray], length: int):
+        self.read, self.length = read, length
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.length
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [open_image(image, self.root) for image in self.images[index]]
-        return open_image(self.images[index], self.root)
+            with ThreadPoolExecutor(num_cores()) as pool:
+                return list(pool.map(self.read, range(*index.indices(self.length))))
+        if not 0 <= index < self.length:
+            raise IndexError(index)  # what ends a loop over a sequence
+        return self.read(int(index))

@@ -166,24 +166,33 @@ def read(file: epath.PathLike) -> list[Row]:
 
 def summary(rows: Sequence[Row]) -> list[str]:
     """A line a metric: value [low, high] (chance c), under a line a model and evaluator."""
-    lines, before = [], None
+    lines, before, counts = [], None, ""
     for row in rows:
         head = f"{row['model']} on {row['set']}/{row['split']}: {row['evaluator']}"
-        if row["replicates"] is not None and head != before:
+        if "_severity_" in row["metric"]:
+            continue  # the drop is their sum; all are in the table
+        if head != before:
             lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups)")
-            before = head
-        lines.append(f"  {row['metric']}: {shown(row)}")
+            before, counts = head, ""
+        if row["replicates"] is not None or row["evaluator"] == "representation":
+            lines.append(f"  {row['metric']}: {shown(row)}")
+        elif counts:
+            lines[-1] += f", {row['metric']} {shown(row)}"
+        else:
+            counts = f"  {row['metric']} {shown(row)}"
+            lines.append(counts)
     return lines
 
 
-def shown(row: Row) -> str:
+def shown(row: Row, chance: bool = True) -> str:
     """`0.8312 [0.7990, 0.8601] (chance 0.1667)`."""
     if row["replicates"] is None and float(row["value"]).is_integer():
         return f"{int(row['value']):,}"
-    text = f"{row['value']:.4f}"
+    small = 0 < abs(row["value"]) < 1e-4
+    text = f"{row['value']:.1e}" if small else f"{row['value']:.4f}"
     if row["low"] is not None:
         text += f" [{row['low']:.4f}, {row['high']:.4f}]"
-    if row["chance"] is not None:
+    if chance and row["chance"] is not None:
         text += f" (chance {row['chance']:.4f})"
     return text
 

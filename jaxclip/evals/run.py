@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import checkpoint
 from jaxclip.config import load_config
-from jaxclip.data.image import eval_image
+from jaxclip.data.image import eval_image, stack_images
 from jaxclip.data.pipeline import num_cores
 from jaxclip.evals.suite import model_inputs
 from jaxclip.models import clip
@@ -66,7 +66,7 @@ class RunEmbedder:
     def encode_image(self, images: Sequence[bytes | np.ndarray]) -> np.ndarray:
         def prepare(part):
             with ThreadPoolExecutor(num_cores()) as pool:
-                return np.stack(list(pool.map(self._crop, part)))
+                return stack_images(list(pool.map(self._crop, part)), self.config.data.image)
 
         return self._in_batches(images, prepare, self._image)
 

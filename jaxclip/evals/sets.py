@@ -1,7 +1,8 @@
 """The sets that models are scored on: one declaration each in DECLARED, and splits of them opened.
 
-A split has images and, as far as it knows them, captions, labels, groups and studies. It comes from
-a DATASET of ours (`of_dataset`) or from a public set in its own layout (`open_set`).
+A split has images and, as far as it knows them, captions, labels, groups and studies. It comes
+from a DATASET of ours (`of_dataset`) or from a public set in its own layout (`open_set`). Images
+are read when they are asked for, and none is kept: a set may be larger than the memory.
 """
 
 import collections
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxclip.data.record import SPLITS, hash64, split_of
+from jaxclip.data.image import ImageError, image_size
+from jaxclip.data.record import SPLITS, Dataset, hash64, split_of
 from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.text import choose_text
+from jaxclip.data.tfds import TfdsDataset
 from jaxclip.evals.readers import Layout, LazyImages, rows
 from jaxclip.evals.zero_shot import load_prompts
 
@@ -31,14 +34,15 @@ class Declaration:
 
     title: str
     get: str  # the command or address to get it
-    licence: str
     layout: Layout  # inside SETS_DIR/NAME
+    licence: str = "as on its page"
     prompts: str = ""  # the prompt file, which has the classes; "": retrieval only
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as found -> as in prompts
     excluded: tuple[str, ...] = ()  # labels that are left out, and counted
     split: str = "hash"  # official | hash (of the group, 90/5/5) | a split's name: all are that
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)  # official names -> ours
     note: str = ""  # what to know before quoting a number
+    checked: str = ""  # by whom else the layout is read so; "": by nobody known
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -69,19 +73,6 @@ class EvalSplit:
         return hashlib.sha256(repr(lists).encode()).hexdigest()
 
 
-class _Records(LazyImages):
-    """Images of a DATASET by position."""
-
-    def __init__(self, dataset, positions):
-        super().__init__(positions, Path())
-        self.dataset = dataset
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self.dataset[int(position)].image for position in self.images[index]]
-        return self.dataset[int(self.images[index])].image
-
-
 def of_dataset(
     config: DataConfig, split: str, prompt_files: Sequence[str] = (), templates: str = ""
 ) -> list[EvalSplit]:
@@ -104,7 +95,7 @@ def of_dataset(
             EvalSplit(
                 name=dataset.path.name,
                 split=split,
-                images=_Records(dataset, positions),
+                images=_records(dataset, positions),
                 image_id_N=np.array([hash64(x) for x in sha], np.int64),
                 captions=captions,
                 labels=labels,
@@ -113,6 +104,10 @@ def of_dataset(
             )
         )
     return found
+
+
+def _records(dataset: Dataset | TfdsDataset, positions: np.ndarray) -> LazyImages:
+    return LazyImages(lambda i: dataset[int(positions[i])].image, len(positions))
 
 
 def open_set(
@@ -128,34 +123,37 @@ def open_set(
       ValueError: it is not as declared.
     """
     root = Path(sets_dir) / name
+    by_split, left_out, seen = collections.defaultdict(list), collections.Counter(), set()
+    classes = list(load_prompts(declaration.prompts)["classes"]) if declaration.prompts else []
     try:
-        found = list(rows(declaration.layout, root)) if root.exists() else []
+        for row in rows(declaration.layout, root) if root.exists() else ():
+            split = _split(name, declaration, row)
+            if classes:
+                row["label"] = _as_declared(declaration, classes, row["label"])
+            if reason := _why_not(row, seen, bool(classes)):
+                left_out[reason] += 1
+            elif split in splits:
+                by_split[split].append(row)
+            seen.add(row["name"])
     except FileNotFoundError as error:
         raise FileNotFoundError(_missing(name, declaration, root, str(error))) from None
-    if not found:
-        raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
-    by_split = collections.defaultdict(list)
-    left_out, seen = collections.Counter(), set()
-    classes = load_prompts(declaration.prompts)["classes"] if declaration.prompts else None
-    for row in found:
-        row["split"] = _split(name, declaration, row)
-        if classes is not None:
-            row["label"] = _as_declared(declaration, list(classes), row["label"])
-        image = row["image"] if isinstance(row["image"], str | tuple) else None
-        if image is not None and image in seen:  # RSNA: a row a box
-            left_out["image in an earlier row"] += 1
-        elif row["label"] is None:
-            left_out["label excluded by the declaration"] += 1
-        elif classes is None and not row["caption"]:
-            left_out["no caption"] += 1
-        else:
-            by_split[row["split"]].append(row)
-        seen.add(image)
-    return {
-        split: _eval_split(name, declaration, split, by_split[split], root, dict(left_out))
+    found = {
+        split: _eval_split(name, declaration, split, by_split[split], left_out)
         for split in splits
         if by_split[split]
     }
+    if not seen or (by_split and not found):
+        raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
+    return found
+
+
+def _why_not(row: dict, seen: set[str], is_labelled: bool) -> str:
+    """Why a row is left out; "" if it is not."""
+    if row["name"] in seen:  # RSNA: a row a box
+        return "image in an earlier row"
+    if row["label"] is None:
+        return "label excluded by the declaration"
+    return "" if is_labelled or row["caption"] else "no caption"
 
 
 def _missing(name: str, declaration: Declaration, root: Path, why: str) -> str:
@@ -169,7 +167,7 @@ def _split(name: str, declaration: Declaration, row: dict) -> str:
             raise ValueError(f"{name}: split {row['split']!r} must be one of {', '.join(known)}.")
         return known[row["split"]]
     if declaration.split == "hash":
-        return split_of(row["group"] or str(row["image"]))
+        return split_of(row["group"] or row["name"])
     return declaration.split
 
 
@@ -186,20 +184,31 @@ def _as_declared(declaration: Declaration, classes: list[str], label: Any) -> An
     return classes[int(label)] if label.isdigit() and int(label) < len(classes) else label
 
 
-def _eval_split(name, declaration, split, found, root, left_out) -> EvalSplit:
-    images = LazyImages([row["image"] for row in found], root)
-    ids = [hash64(x if isinstance(x, bytes) else x.tobytes()) for x in images]
-    labels = np.empty(len(found), object)
-    labels[:] = [row["label"] for row in found]
-    groups, studies = ([row[field] for row in found] for field in ("group", "study"))
+def _eval_split(name, declaration, split, found, left_out) -> EvalSplit:
+    kept, ids, left_out = [], [], collections.Counter(left_out)
+    for row in found:  # one image in memory at a time
+        try:
+            image = row["image"]()
+            if isinstance(image, bytes):
+                image_size(image)
+        except FileNotFoundError:  # ROCO: the publisher took it back
+            left_out["no image file"] += 1
+        except ImageError as error:
+            left_out[error.reason] += 1
+        else:
+            kept.append(row)
+            ids.append(hash64(image if isinstance(image, bytes) else image.tobytes()))
+    labels = np.empty(len(kept), object)
+    labels[:] = [row["label"] for row in kept]
+    groups, studies = ([row[field] for row in kept] for field in ("group", "study"))
     return EvalSplit(
         name=name,
         split=split,
-        images=images,
+        images=LazyImages(lambda i: kept[i]["image"](), len(kept)),
         image_id_N=np.array(ids, np.int64),
-        captions=[row["caption"] for row in found] if any(r["caption"] for r in found) else None,
+        captions=[row["caption"] for row in kept] if any(r["caption"] for r in kept) else None,
         labels={declaration.prompts: labels} if declaration.prompts else {},
         groups=np.array(groups) if all(groups) else None,
         studies=np.unique(studies, return_inverse=True)[1] if all(studies) else None,
-        left_out=left_out,
+        left_out=dict(left_out),
     )

@@ -2,13 +2,16 @@
 
 A stem of three convolutions, average pooling before every strided convolution, and attention
 pooling with the mean as the query. Batch normalisation uses the statistics of the checkpoint, which
-stay as they are (Wightman's and torchvision's "frozen" batch norm): the loss of one pair must not
-depend on the rest of its batch in a second way. A ResNet is therefore to be started from weights.
+stay as they are (torchvision's "frozen" batch norm): the loss of one pair must not depend on the
+rest of its batch in a second way, nor on how the batch is cut into micro-batches and devices. From
+scratch, where there are no statistics, group normalisation takes its place (Wu & He 2018,
+arXiv:1803.08494), and each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677).
 
 Shape letters: B batch, H rows, W columns, C channels, P positions, D width of the features.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -16,6 +19,8 @@ import jax.numpy as jnp
 
 from jaxclip.models.layers import dense
 from jaxclip.sharding import split_batch
+
+NORMS = ("frozen_batch", "group")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -25,6 +30,8 @@ class ResNetConfig:
     stages: tuple[int, ...] = (3, 4, 6, 3)  # bottleneck blocks; ResNet-50
     stem_width: int = 64  # channels after the stem; the features have 32 times as many
     num_heads: int = 32  # of the attention pooling; features / 64
+    norm: str = "frozen_batch"  # NORMS: frozen_batch, with a checkpoint's statistics; group, which
+    # training from scratch needs
 
     @property
     def width(self) -> int:
@@ -45,6 +52,8 @@ class ResNetConfig:
             raise ValueError(
                 f"{name}.num_heads ({self.num_heads}) must divide the features ({self.width})."
             )
+        if self.norm not in NORMS:
+            raise ValueError(f"{name}.norm ({self.norm!r}) must be one of {NORMS}.")
         if image_size % self.stride:
             raise ValueError(f"data.image.size ({image_size}) must divide by {self.stride}.")
 
@@ -92,9 +101,24 @@ class FrozenBatchNorm(nn.Module):
         return x_BHWC.astype(self.dtype)
 
 
+def normalise(
+    kind: str, channels: int, dtype: jnp.dtype, name: str, *, starts_at_zero: bool = False
+) -> nn.Module:
+    """One of NORMS; a group norm has 32 groups, or as many as divide the channels.
+
+    Args:
+      starts_at_zero: the scale of a group norm does.
+    """
+    if kind == "frozen_batch":
+        return FrozenBatchNorm(dtype, name=name)
+    init = nn.initializers.zeros if starts_at_zero else nn.initializers.ones
+    return nn.GroupNorm(math.gcd(32, channels), dtype=dtype, scale_init=init, name=name)
+
+
 class Bottleneck(nn.Module):
     planes: int
     stride: int
+    norm: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -105,12 +129,12 @@ class Bottleneck(nn.Module):
             if i == 3 and self.stride > 1:
                 y = average_pool(y, self.stride)
             y = conv(features, size, f"conv{i}", self.dtype)(y)
-            y = FrozenBatchNorm(self.dtype, name=f"norm{i}")(y)
+            y = normalise(self.norm, features, self.dtype, f"norm{i}", starts_at_zero=i == 3)(y)
             y = nn.relu(y) if i < 3 else y
         if self.stride > 1 or x_BHWC.shape[-1] != out:
             x_BHWC = average_pool(x_BHWC, self.stride) if self.stride > 1 else x_BHWC
             x_BHWC = conv(out, 1, "shortcut", self.dtype)(x_BHWC)
-            x_BHWC = FrozenBatchNorm(self.dtype, name="shortcut_norm")(x_BHWC)
+            x_BHWC = normalise(self.norm, out, self.dtype, "shortcut_norm")(x_BHWC)
         return nn.relu(x_BHWC + y)
 
 
@@ -153,13 +177,12 @@ class ResNet(nn.Module):
         for i in (1, 2, 3):
             features, stride = (c.stem_width, 1) if i == 3 else (c.stem_width // 2, 3 - i)
             x = conv(features, 3, f"stem{i}", self.dtype, stride)(x)
-            x = nn.relu(FrozenBatchNorm(self.dtype, name=f"stem_norm{i}")(x))
+            x = nn.relu(normalise(c.norm, features, self.dtype, f"stem_norm{i}")(x))
         x = average_pool(x, 2)
         for stage, blocks in enumerate(c.stages):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
                 name = f"stage{stage}_{block}"
-                x = Bottleneck(c.stem_width * 2**stage, stride, self.dtype, name=name)(
-                    split_batch(x)
-                )
+                planes = c.stem_width * 2**stage
+                x = Bottleneck(planes, stride, c.norm, self.dtype, name=name)(split_batch(x))
         return AttentionPool(c.num_heads, self.dtype, name="attention_pool")(x)

@@ -23,12 +23,12 @@ from jaxclip.data.image import (
     eval_pixels,
     image_size,
     jitter_colours,
-    naflex_grid,
-    naflex_patches,
     random_crop_box,
     resize,
+    stack_images,
     train_image,
 )
+from jaxclip.data.naflex import naflex_grid, naflex_patches
 
 CROP = {"scale": (0.08, 0.5), "ratio": (3 / 4, 4 / 3)}  # every draw fits into a square
 
@@ -580,8 +580,23 @@ def test_naflex_patches_fill_the_budget_and_keep_the_aspect(size):
 
 def test_naflex_patches_are_in_row_order_with_channels_last():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3)).astype(np.uint8)
-    patches, grid = naflex_patches(pixels, 16, 8, "pillow_bilinear")  # no resizing needed
+    patches, grid = naflex_patches(pixels, 16, 8)
     assert grid == (2, 4) and patches.shape == (8, 768)
     np.testing.assert_array_equal(patches[5], pixels[16:32, 16:32].reshape(-1))
-    patches, grid = naflex_patches(pixels, 16, 10, "pillow_bilinear")
+    patches, grid = naflex_patches(pixels, 16, 10)
     assert not patches[grid[0] * grid[1] :].any()
+
+
+def test_naflex_crops_have_the_aspect_of_the_image():
+    config = ImageConfig(size=64, naflex_patch_size=16, interpolation="pillow_bilinear")
+    pixels = texture(120, 480)
+    data = simplejpeg.encode_jpeg(pixels, 95, colorsubsampling="444")
+    rng = np.random.default_rng(0)
+    shapes = {train_image(data, config, rng).shape for _ in range(20)}
+    # the ratio is drawn around the image's own of 4, from 3 to 5.3; in whole patches, at most 16
+    assert shapes <= {(32, 128, 3), (32, 112, 3), (16, 256, 3), (32, 96, 3)}, shapes
+    assert eval_image(data, config).shape == (32, 128, 3)
+    np.testing.assert_array_equal(eval_pixels(decode_image(data), config), eval_image(data, config))
+    found = stack_images([eval_image(data, config), np.zeros((16, 32, 3), np.uint8)], config)
+    assert found["patches"].shape == (2, 16, 768)
+    assert found["grid"].tolist() == [[2, 8], [1, 2]]

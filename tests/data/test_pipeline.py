@@ -8,13 +8,14 @@ import threading
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jaxclip.data import order, pipeline
 from jaxclip.data.image import ImageConfig, eval_image
 from jaxclip.data.pipeline import TrainInput, eval_batches
 from jaxclip.data.record import Dataset, Example, Record, finish_dataset, hash64, write_shard
-from jaxclip.data.sources import DataConfig, open_sources
+from jaxclip.data.sources import DataConfig, Source, _read_labels, open_sources
 from jaxclip.data.text import TextPolicy, TokenizerConfig, load_tokenizer
 from jaxclip.train_step import step_batch
 
@@ -367,39 +368,123 @@ def test_equal_images_and_captions_have_equal_ids(tmp_path, tokenizer):
     assert (caption_id[0] == caption_id[2]) and (caption_id[0] != caption_id[1])
 
 
-def test_articles_figures_and_labels_have_ids(tmp_path, tokenizer):
+def open_labelled(directory, labels, split="test", **fields):
+    """The source of a dataset of so many records."""
     from tests.conftest import tiny_example
 
-    # article, figure, labels: 1 and 2 share an article, 0 and 1 only the name of the figure
-    facts = [
-        ("PMC1", "f1", ["CT", "chest"]), ("PMC2", "f1", ["chest", "CT"]), ("PMC2", "f2", ["MRI"]),
-        ("PMC2", "f2", []), ("", "f2", None), ("", "", []),
-    ]  # fmt: skip
-    examples = []
-    for number, (article, figure, labels) in enumerate(facts):
-        example = tiny_example(number)
-        example.record.article_id, example.record.figure_id = article, figure
-        examples.append(dataclasses.replace(example, split="test", signals={"finding": labels}))
-    write_shard(tmp_path, 0, examples)
-    finish_dataset(tmp_path, 1, {"module": "test"})
-    config = DataConfig(path=(str(tmp_path),), image=IMAGE, label="finding")
-    (source,) = open_sources(config, "test")
-    (batch,) = eval_batches(source, config, tokenizer, batch_size=6)
+    directory.mkdir()
+    examples = [
+        dataclasses.replace(tiny_example(n), split=split, signals={"finding": of})
+        for n, of in enumerate(labels)
+    ]
+    for name, values in fields.items():
+        for example, value in zip(examples, values, strict=True):
+            setattr(example.record, name, value)
+    write_shard(directory, 0, examples)
+    finish_dataset(directory, 1, {"module": "test"})
+    return str(directory)
 
-    def groups(key):
-        return [batch[key].tolist().index(number) for number in batch[key]]
 
-    assert groups("article_id") == [0, 1, 1, 1, 4, 5]  # who names none is alone
-    assert groups("figure_id") == [0, 1, 2, 2, 4, 5]
-    assert groups("label_id") == [0, 0, 2, 3, 4, 5]  # in any order; without labels: alone
-    kinds = ["CT", "MRI", "chest"]
-    of_rows = [{kind for kind, on in zip(kinds, row, strict=True) if on} for row in batch["labels"]]
-    assert of_rows == [{"CT", "chest"}, {"CT", "chest"}, {"MRI"}, set(), set(), set()]
+def read_labelled(tokenizer, *paths) -> dict[str, np.ndarray]:
+    """All test records of all paths, with labels."""
+    config = DataConfig(path=paths, image=IMAGE, label="finding")
+    sources = open_sources(config, "test")
+    load = pipeline._Load(sources, config, tokenizer, None)
+    refs = [order.Ref(i, 0, int(p)) for i, source in enumerate(sources) for p in source.positions]
+    rows = load.empty(len(refs))
+    load(refs, rows)
+    return rows
+
+
+def groups(ids) -> list[int]:
+    """Of each row the first with the same id."""
+    return [ids.tolist().index(number) for number in ids]
+
+
+def test_articles_figures_and_labels_have_ids(tmp_path, tokenizer):
+    # 1 and 2 share an article, 0 and 1 only the name of the figure
+    path = open_labelled(
+        tmp_path / "a",
+        [["CT", "chest"], ["chest", "CT", "CT"], ["MRI"], [], None, []],
+        article_id=["PMC1", "PMC2", "PMC2", "PMC2", "", ""],
+        figure_id=["f1", "f1", "f2", "f2", "f2", ""],
+    )
+    batch = read_labelled(tokenizer, path)
+    assert groups(batch["article_id"]) == [0, 1, 1, 1, 4, 5]  # who names none is alone
+    assert groups(batch["figure_id"]) == [0, 1, 2, 2, 4, 5]
+    assert groups(batch["label_id"]) == [0, 0, 2, 3, 4, 5]  # in any order; without labels: alone
+    ct, mri, chest = range(3)
+    no = -1
+    assert batch["labels"].tolist() == [[ct, chest], [ct, chest], [mri, no], *[[no, no]] * 3]
     relations = step_batch(batch)["relations"]
     assert (relations["same_label"][0] == relations["same_label"][1]).all()
-    np.testing.assert_allclose((relations["labels"] ** 2).sum(1), [1, 1, 1, 0, 0, 0], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"data\.label \('figure_id'\) has .* kinds|has no column"):
-        open_sources(dataclasses.replace(config, label="nothing"), "test")
+    assert relations["labels"].dtype == np.int32
+
+
+def test_ids_are_the_same_in_all_corpora(tmp_path, tokenizer):
+    a = open_labelled(
+        tmp_path / "a", ["CT", "MRI"], article_id=["PMC1", "PMC2"], figure_id=["F1.jpg", "F1"]
+    )
+    b = open_labelled(
+        tmp_path / "b", ["MRI", "PET"], article_id=["1", "PMC2.1"], figure_id=["f1", "f2"]
+    )
+    batch = read_labelled(tokenizer, a, b)
+    assert groups(batch["article_id"]) == [0, 1, 0, 1]
+    assert groups(batch["figure_id"]) == [0, 1, 0, 3]
+    assert groups(batch["label_id"]) == [0, 1, 1, 3]
+    assert batch["labels"].tolist() == [[0], [1], [1], [2]]
+
+
+def test_captions_are_the_same_where_the_model_sees_the_same(tmp_path, tokenizer):
+    """In training: cut to the same tokens. In evaluation by their texts, whatever the tokenizer."""
+    captions = ["a circle " * 20 + end for end in ("of red", "of blue")] + ["a square"]
+    path = open_labelled(tmp_path / "a", [None] * 3, "train", caption=captions)
+    config = DataConfig(path=(path,), image=IMAGE)
+    rows = train_rows(config, tokenizer, 3, batch_size=3)
+    long = np.isin(rows["record"], [0, 1])
+    assert (rows["tokens"][long][0] == rows["tokens"][long][1]).all()
+    assert len(set(rows["caption_id"][long])) == 1 and len(set(rows["caption_id"])) == 2
+    (source,) = open_sources(config, "train")
+    (batch,) = eval_batches(source, config, tokenizer, batch_size=3)
+    assert len(set(batch["caption_id"])) == 3
+
+
+def test_labels_may_be_numbers_and_are_many(tmp_path, tokenizer):
+    codes = [900000000000207008 + i for i in range(3)]  # as SNOMED's; no float64 holds them apart
+    path = open_labelled(tmp_path / "a", [codes[2], codes[0], None, codes[1]])
+    assert read_labelled(tokenizer, path)["labels"].tolist() == [[2], [0], [-1], [1]]
+
+    # a number a label, and not one a record and kind: 20,000 kinds would be 400 MB as bool
+    class Many:
+        def __len__(self):
+            return 20_000
+
+        def columns(self, names):
+            return pa.table({"finding": [[f"{n}", f"{n + 1}"] for n in range(20_000)]})
+
+    source = Source(Many(), np.arange(20_000), 1.0, 0, "many", "")
+    _read_labels([source], "finding")
+    assert source.labels.most == 2 and len(source.labels.of(7)) == 2
+    assert source.labels.starts.nbytes + source.labels.kinds.nbytes < 400_000
+
+
+def test_labels_of_two_types_are_refused(tmp_path, tokenizer):
+    texts = open_labelled(tmp_path / "texts", ["CT", ""])
+    numbers = open_labelled(tmp_path / "numbers", [1, 2])
+    nothing = open_labelled(tmp_path / "nothing", ["", None])
+    structs = open_labelled(tmp_path / "structs", [{"a": 1}, {"a": 2}])
+    many = open_labelled(tmp_path / "many", [list(range(65)), []])
+    for paths, said in (
+        ((texts, numbers), r"data.label \('finding'\) is of types \['int64', 'string'\]"),
+        ((nothing,), r"data.label \('finding'\) has no label"),
+        ((structs,), r"data.label \('finding'\) is of type struct<.* must be of strings or"),
+        ((many,), r"data.label \('finding'\) has 65 labels in a record of .* there may be 64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_labelled(tokenizer, *paths)
+    assert read_labelled(tokenizer, texts, nothing)["labels"].tolist() == [[0], [-1], [-1], [-1]]
+    with pytest.raises(ValueError, match="has no column"):
+        open_sources(DataConfig(path=(texts,), image=IMAGE, label="nothing"), "test")
 
 
 # --- Errors and ends -----------------------------------------------------------------------------
@@ -481,9 +566,9 @@ def test_reads_two_batches_ahead_and_no_more(config, tokenizer, monkeypatch):
     loaded = itertools.count()
     load = pipeline._Load.__call__
 
-    def counting(self, refs):
+    def counting(self, refs, batch):
         next(loaded)
-        return load(self, refs)
+        load(self, refs, batch)
 
     monkeypatch.setattr(pipeline._Load, "__call__", counting)
     config = dataclasses.replace(config, num_threads=3)

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from jaxclip.data import record
-from jaxclip.data.record import Dataset, Drop, Example, Record, split_of
+from jaxclip.data.record import Dataset, Drop, Example, Record, article_key, figure_key, split_of
 
 SHARDS = 3
 KILLED_AT = (  # each leaves another mix of finished, half-written and missing files
@@ -286,3 +286,19 @@ def test_split_fractions_and_salt():
     assert abs(splits.count("test") - 400) < 95
     assert splits != [split_of(group, (0.8, 0.1, 0.1), salt="other") for group in groups]
     assert {split_of(group, (1, 0, 0)) for group in groups} == {"train"}
+
+
+def test_articles_and_figures_have_one_name_in_all_corpora():
+    def keys(article, figure=""):
+        record = Record(image=b"", width=1, height=1, caption="")
+        record.article_id, record.figure_id = article, figure
+        return article_key(record), figure_key(record)
+
+    for article in ("PMC123", "123", " pmc123 ", "PMC123.1", "PMC 123"):
+        assert keys(article, "Fig1.JPG") == keys("PMC123", "fig1") == ("123", "123\0fig1")
+    for article in ("10.1/Ab", "https://doi.org/10.1/AB", "doi:10.1/ab"):
+        assert keys(article)[0] == "10.1/ab"
+    # others stay apart: a PMID is no PMCID, a DOI keeps its ending, panels are not their figure
+    assert len({keys(name)[0] for name in ("PMC12", "PMID 12", "10.1/a.1", "10.1/a.2")}) == 4
+    assert keys("PMC1", "fig1a")[1] != keys("PMC1", "fig1")[1]
+    assert keys("", "fig1") == ("", "") and keys("PMC1", "") == ("1", "")

@@ -459,6 +459,8 @@ def test_policy_errors(policy, message):
         ["Uptake of vitamin D. The arrow shows bone."],  # in doubt, one
         ["Axial CT. (b)."],  # "(b)." says nothing
         ["Fig. 2. Chest CT."],
+        ["A. Smith et al. found (p < 0.05. No) it in 20 min.", "Yes [3].", "3 mice"],
+        ["It was shown. [3,4]", "Then, etc. Also (see Fig. 2. It)."],  # in doubt, one
         ["[SEP]"],
         [""],
     ],

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from jaxclip.evals.classification import (
-    area_under_roc,
-    average_precision,
+    Ranking,
     multi_label,
     predictions,
-    ranking,
     single_label,
 )
 from tests.evals.fixture import expected
@@ -55,10 +53,11 @@ def test_a_tie_is_an_error():
 def test_areas_by_hand():
     score, true = np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True])
     # of the four (true, false) pairs three are in order and one is a tie
-    assert ranking(score, true, area_under_roc)(np.ones(4)) == 3.5 / 4
+    ranking = Ranking(score[:, None], true[:, None])
+    assert ranking.area_under_roc(np.ones(4)) == 3.5 / 4
     # from above: 0.8 alone is right; then two at once, one of them right
-    assert ranking(score, true, average_precision)(np.ones(4)) == pytest.approx((1 + 2 / 3) / 2)
-    assert np.isnan(ranking(score, true, area_under_roc)(np.array([1, 0, 1, 0])))
+    assert ranking.average_precision(np.ones(4)) == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(ranking.area_under_roc(np.array([1, 0, 1, 0])))
 
 
 def test_a_class_without_images_counts_nowhere():

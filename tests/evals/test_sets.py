@@ -4,6 +4,7 @@ The embedder here needs no model: embeddings come from an image's bytes and a te
 """
 
 import csv
+import io
 import zipfile
 
 import numpy as np
@@ -17,8 +18,8 @@ from jaxclip.evals import results
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
-from jaxclip.evals.page import write_page
-from jaxclip.evals.readers import Folders, Npz, Parquet, Table, open_image, rows
+from jaxclip.evals.page import section, write_page
+from jaxclip.evals.readers import Folders, Npz, Parquet, Table, Tfds, rows
 from jaxclip.evals.sets import Declaration, open_set
 from jaxclip.evals.zero_shot import load_prompts
 
@@ -96,7 +97,7 @@ def test_other_layouts(tmp_path):
     layout = Folders(zip="a.zip", pattern=r"(?P<split>train|test)/(?P<label>\w+)/.*\.jpg")
     (found,) = rows(layout, tmp_path)
     assert (found["split"], found["label"]) == ("train", "cat")
-    assert open_image(found["image"], tmp_path) == jpeg(1)
+    assert found["image"]() == jpeg(1)
 
     grey = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
     arrays = {f"{s}_images": grey for s in ("train", "val", "test")}
@@ -105,19 +106,82 @@ def test_other_layouts(tmp_path):
     found = list(rows(Npz(file="m.npz"), tmp_path))
     assert [row["split"] for row in found] == ["train", "val", "test"]
     assert found[0]["label"] == ("1", "2")  # findings by number
-    assert open_image(found[0]["image"], tmp_path)[3, 3].tolist() == [15, 15, 15]
+    assert found[0]["image"]()[3, 3].tolist() == [15, 15, 15]
 
     table = pa.table({"image": [{"bytes": jpeg(2), "path": "x"}], "label": [1]})
     pq.write_table(table, tmp_path / "test-00000.parquet")
     (found,) = rows(Parquet(files="*.parquet", label="label"), tmp_path)
-    assert (found["split"], found["label"], found["image"]) == ("test", "1", jpeg(2))
+    assert (found["split"], found["label"], found["image"]()) == ("test", "1", jpeg(2))
+
+
+def test_only_the_split_that_is_scored_is_unpacked(tmp_path):
+    """An npz of MedMNIST+ has up to 16 GB: reading all three splits of it would not do."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, number in (("train", 9), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (number, 8, 8, 3)).astype(np.uint8)
+        arrays[f"{split}_labels"] = np.arange(number)[:, None] % 2
+    (tmp_path / "breastmnist").mkdir()
+    np.savez_compressed(tmp_path / "breastmnist/breastmnist_224.npz", **arrays)
+    splits = open_set("breastmnist", DECLARED["breastmnist"], tmp_path, ["test"])
+    assert list(splits) == ["test"]
+    np.testing.assert_array_equal(splits["test"].images[0:3], arrays["test_images"])
+    assert [path.name for path in (tmp_path / "breastmnist").glob("*.npy")] == [
+        "breastmnist_224.test_images.npy"
+    ]
+    arrays["test_images"] += 1  # another release of the file
+    np.savez_compressed(tmp_path / "breastmnist/breastmnist_224.npz", **arrays)
+    again = open_set("breastmnist", DECLARED["breastmnist"], tmp_path, ["test"])["test"]
+    assert again.content_hash != splits["test"].content_hash
+
+
+def test_images_that_are_gone_or_broken_are_counted(sets_dir):
+    (sets_dir / "toy/images/6.jpg").unlink()
+    (sets_dir / "toy/images/7.jpg").write_bytes(b"GIF, they said")
+    split = open_set("toy", TOY, sets_dir, ["test"])["test"]
+    assert len(split.images) == len(split.image_id_N) == len(split.captions) == 9
+    assert split.left_out["no image file"] == 1
+    assert split.left_out["not an image of a known format"] == 1
+    assert split.images[0] == jpeg(8) and split.labels["vqa_rad"][0] == LABELS[8 % 3]
+
+
+def test_tfds_rows(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        name = "lymph"
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(shape=(None, None, 3))}
+            features["label"] = tfds.features.ClassLabel(names=["no", "yes"])
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples([1]), "test": self._generate_examples([2, 3])}
+
+        def _generate_examples(self, numbers):
+            for n in numbers:
+                yield n, {"image": io.BytesIO(jpeg(n)), "label": n % 2}
+
+    Builder(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    found = list(rows(Tfds(builder="lymph"), tmp_path))
+    assert [(row["split"], row["label"]) for row in found] == [
+        ("train", "1"), ("test", "0"), ("test", "1")
+    ]  # fmt: skip
+    assert [row["image"]() for row in found] == [jpeg(1), jpeg(2), jpeg(3)]
+    with pytest.raises(FileNotFoundError, match="camelyon holds no prepared dataset"):
+        list(rows(Tfds(builder="camelyon"), tmp_path))
 
 
 def test_a_path_cannot_leave_its_set(tmp_path):
     (tmp_path / "in").mkdir()
+    (tmp_path / "in/t.csv").write_text("image\n../secret\n")
     (tmp_path / "secret").write_bytes(b"x")
-    with pytest.raises(ValueError, match="lies outside .* must stay inside the set"):
-        open_image("../secret", tmp_path / "in")
+    (row,) = rows(Table(file="t.csv", image="image"), tmp_path / "in")
+    with pytest.raises(ValueError, match="lies outside .* must stay inside"):
+        row["image"]()
 
 
 def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
@@ -139,7 +203,7 @@ def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=
     embedder = RandomEmbedder(seed)
     splits = open_set("toy", TOY, sets_dir)
     cache = EmbeddingCache(embedder, directory)
-    found = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite))
+    found, _ = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite))
     return results.rows_of(
         found, model=f"m{seed}", set_name="toy", split="test",
         identity=splits["test"].identity, draws=draws,
@@ -168,7 +232,7 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     results.write(found, [], out, {})
     assert len(results.read(out)) == len(found)
     split.captions[0] = "<script>alert(1)</script>"
-    page = write_page(out, found, [("m", cache, split)], "").read_text()
+    page = write_page(out, found, [section("m", cache, split)]).read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
 
 

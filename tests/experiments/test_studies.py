@@ -139,12 +139,15 @@ def measured(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     records = [Dataset(tiny_dataset)[i] for i in range(3)]
     rows = [{"file": f"{i}.jpg", "caption": r.caption, "id": f"{i}"} for i, r in enumerate(records)]
+    for row in rows:  # data_pipelines.pmc has this one
+        row["duplicate_cluster"] = 0
     for row, record in zip(rows, records, strict=True):
         (folder / row["file"]).write_bytes(record.image)
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = TableOptions(
         table=str(folder / "t.jsonl"), images=str(folder), image="file", caption="caption",
-        group="id", signals=True, out=str(folder / "D"), workers=1, tokenizer_vocab=0,
+        group="id", signals=True, keep=("duplicate_cluster",), out=str(folder / "D"), workers=1,
+        tokenizer_vocab=0,
     )  # fmt: skip
     return build_table(options)
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import sweep
-from experiments.collect import collect, missing_sets
+from experiments.collect import collect, skipped
 from experiments.sweep import SweepOptions, main
 from experiments.worker import read_status
 from tests.experiments.fake import fake_run
@@ -147,10 +147,10 @@ def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):
         sweep.prepare_data(one, make_data=True)
 
 
-def test_evaluation_sets_that_were_not_there_are_told(tmp_path):
+def test_what_was_skipped_is_told(tmp_path):
     run_dirs = [fake_run(tmp_path, name, train="pass", test="pass") for name in "ab"]
     for run_dir in run_dirs:
         (run_dir / "evaluation" / "test").mkdir(parents=True)
-        said = {"missing": ["Skipped: BACH is not in D."]}
+        said = {"skipped": ["BACH is not in D."]}
         (run_dir / "evaluation" / "test" / "results.json").write_text(json.dumps(said))
-    assert missing_sets(run_dirs) == ["In 2 runs: Skipped: BACH is not in D."]
+    assert skipped(run_dirs) == ["Skipped in 2 runs: BACH is not in D."]

@@ -33,6 +33,7 @@ def parts(text):
             "Stains for CD3 (image A and B) and CD8 (p; image C).",
             {"A": "Stains for CD3", "C": "CD8 (p)"},
         ),
+        ("Eyes (c, d) and legs (a, b).", {"a": "legs", "b": "legs", "c": "Eyes", "d": "Eyes"}),
         ("(A) CT, (B) and C) MRI", {"A": "CT", "B": "MRI", "C": "MRI"}),
         ("(i) One (ii) two (iii) three", {"i": "One", "ii": "two", "iii": "three"}),
         ("Left: CT. Right: MRI.", {"left": "CT.", "right": "MRI."}),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.duplicates import DuplicateOptions, find_duplicates
 from data_pipelines.overlap import OverlapOptions, measure_overlap
 from data_pipelines.overlap_keys import COLUMNS, Collection, cluster, keys_of
 from data_pipelines.subset import SubsetOptions, make_subset
@@ -197,16 +196,3 @@ def test_real_figures_changed_are_found_and_others_are_not(tmp_path):
     assert len(found & set(planted.tolist())) >= 0.95 * len(planted)
     assert len(found - set(planted.tolist())) <= 0.01 * (half - len(planted))
     assert len(Dataset(paths[0])) == half
-
-
-def test_all_but_the_first_of_near_duplicates_are_left_out(tmp_path):
-    a = [record(n) for n in range(30)]
-    near = [
-        dataclasses.replace(a[n], image=changed(a[n].image), article_id=f"X{n}") for n in range(4)
-    ]
-    exact = [dataclasses.replace(a[9])]  # the same in everything: its uid is the first one's
-    dataset = write(tmp_path / "d", [*a, *near, near[0], *exact])
-    out = str(tmp_path / "duplicates.npy")
-    assert len(find_duplicates(DuplicateOptions(dataset=dataset, out=out, workers=1))) == 4
-    options = SubsetOptions(dataset=dataset, out=str(tmp_path / "s"), exclude=(out,))
-    assert make_subset(options).positions().tolist() == [*range(30), 35]

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines.captions import align, panels_of_caption, split_caption
+from data_pipelines.panel_labels import Letter, read_labels
 from data_pipelines.panels import Panel, find_panels, reading_order
 from data_pipelines.synthetic_captions import Facts
 from data_pipelines.synthetic_figures import draw
@@ -170,6 +172,63 @@ def test_figures_boxed_by_hand():
     """Pixels alone cannot know that a letter names several pictures; the caption's labels help."""
     assert len(json.loads(benchmark.GOLD.read_text())["figures"]) == 30
     alone, _ = benchmark.measure(benchmark.real(SHARED))
-    told, _ = benchmark.measure(benchmark.real(SHARED), tell_number=True)
+    told, _ = benchmark.measure(benchmark.real(SHARED), benchmark.by_number)
     assert alone["all"].f1 >= 0.70  # measured 0.745
     assert told["all"].f1 >= 0.82  # measured 0.856
+
+
+# --- Letters in the figure ---------------------------------------------------------------------
+
+
+def letter(text, x, y, score=0.9, height=16):
+    return Letter(text, (x, y, x + 12, y + height), score)
+
+
+def test_labels_are_the_captions_letters_each_once():
+    """ "(B)" is "b"; of two "a" the taller; not ticks, words, doubtful readings."""
+    texts = [letter("(B)", 5, 5), letter("a", 9, 9, height=9), letter("A.", 40, 40)]
+    texts += [letter("day", 1, 1), letter("c", 7, 7, score=0.1), letter("0", 3, 3)]
+    found = read_labels(np.zeros((9, 9, 3), np.uint8), ["a", "b", "c"], lambda pixels: texts)
+    assert {(one.text, one.box[0]) for one in found} == {("a", 40), ("b", 5)}
+
+
+def test_without_labels_in_the_caption_nothing_is_read():
+    def reader(pixels):
+        raise AssertionError
+
+    assert read_labels(np.zeros((9, 9, 3), np.uint8), ["a"], reader) == []
+
+
+def test_letters_decide_which_gutter_counts():
+    """Three pictures are "a", three "b"; the widest gutter is inside "a"."""
+    boxes = [(x, 10, x + 90, 200) for x in (10, 130, 226, 326, 422, 518)]
+    pixels = page(210, 612, boxes)
+    groups = [(10, 10, 316, 200), (326, 10, 608, 200)]
+    letters = [letter("a", 14, 14), letter("b", 330, 14)]
+    assert matches(found_boxes(pixels, num_labels=2), groups) < 2
+    found = find_panels(pixels, 2, letters)
+    assert [panel.label for panel in found] == ["a", "b"]
+    assert matches([panel.box for panel in found], groups) == 2
+
+
+def test_a_panel_with_two_letters_has_no_label():
+    letters = [letter("a", 20, 20), letter("b", 60, 60), letter("c", 230, 20)]
+    found = find_panels(page(160, 410, GRID[:2]), 3, letters)
+    assert [panel.label for panel in found] == ["", "c"]
+
+
+def test_a_letter_read_gives_the_panel_its_words():
+    """The panels are lettered against reading order."""
+    pixels = page(160, 410, GRID[:2])
+    letters = [letter("B", 14, 14), letter("A", 214, 14)]
+    split = split_caption("X. (A) CT. (B) MRI.")
+    alignments = align(panels_of_caption(pixels, split, lambda _: letters), split)
+    assert [(a.text, a.alignment_type) for a in alignments] == [
+        ("X. MRI.", "OCR"),
+        ("X. CT.", "OCR"),
+    ]
+    by_order = align(panels_of_caption(pixels, split), split)
+    assert [(a.text, a.alignment_type) for a in by_order] == [
+        ("X. CT.", "order"),
+        ("X. MRI.", "order"),
+    ]

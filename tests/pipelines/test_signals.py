@@ -6,13 +6,14 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import modality, signals
+from data_pipelines import modality, signals, similarity
 from data_pipelines.captions import Alignment
 from data_pipelines.modality import (
     MODALITIES,
@@ -22,10 +23,14 @@ from data_pipelines.modality import (
     named_modalities,
 )
 from data_pipelines.panels import Panel
+from data_pipelines.pmc.build import build_pmc
+from data_pipelines.pmc.context import ContextOptions
+from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.synthetic_captions import Facts
 from data_pipelines.synthetic_figures import draw
 from jaxclip.data.image import decode_image
-from jaxclip.data.record import Example, Record, finish_dataset, write_shard
+from jaxclip.data.record import Drop, Example, Record, finish_dataset, write_shard
+from tests.pipelines.pmc.articles import write_articles
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared/data"
 GOLD = pathlib.Path(__file__).with_name("modalities.json")
@@ -232,10 +237,9 @@ def untrained_run(tiny_dataset, tmp_path_factory):
 
 
 def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny_dataset):
-    """One by one and in padded batches; float32, so to 1e-5."""
+    """In padded batches."""
     import jax
 
-    from data_pipelines.similarity import ClipScore
     from jaxclip.data.image import eval_image
     from jaxclip.data.record import Dataset
     from jaxclip.evals.suite import model_inputs
@@ -246,14 +250,54 @@ def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny
     items = [Dataset(tiny_dataset)[i] for i in range(5)]
     images = np.stack([eval_image(item.image, config.data.image) for item in items])
     batch = {"image": images, "tokens": tokenizer.encode([item.caption for item in items])}
-    image, text = jax.jit(lambda p, b: clip.apply(config.model, inputs, p, b))(params, batch)
-    scores = ClipScore(workdir, batch_size=2)([(item.image, item.caption) for item in items])
-    assert scores == pytest.approx(np.sum(np.asarray(image) * np.asarray(text), 1), abs=1e-5)
-    assert scores.dtype == np.float32 and np.ptp(scores) > 1e-3
-    assert ClipScore(workdir)([]).shape == (0,)
+    model = dataclasses.replace(config.model, dtype="float32")  # as jaxclip.load has it
+    image, text = jax.jit(lambda p, b: clip.apply(model, inputs, p, b))(params, batch)
+    pairs = [(item.image, item.caption) for item in items]
+    scores = similarity.ClipScore(str(workdir), batch_size=2)(pairs)
+    expected = np.sum(np.asarray(image) * np.asarray(text), 1)
+    assert scores == pytest.approx(expected, abs=6e-5)  # four decimals are kept
+    assert np.ptp(scores) > 1e-3
 
 
 def test_signals_need_no_jax():
     code = "import sys, data_pipelines.signals, data_pipelines.similarity as s; "
     code += "assert not any(m.startswith('jaxclip.models') for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class FakeScore:
+    """Scores a pair by the length of its text; remembers how many came at once."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, pairs):
+        self.batches.append(len(pairs))
+        return np.array([len(text) for _, text in pairs], float)
+
+
+def test_similarity_is_of_the_panels_own_text_and_keeps_the_order(monkeypatch):
+    monkeypatch.setattr(similarity, "BATCH_SIZE", 2)
+    items = [Example(record=record("x" * n), split="train") for n in (1, 2, 3)]
+    items[1].record.panel_caption = "x" * 9
+    mixed = [items[0], Drop(item="a", reason="b"), items[1], Counter(figures=3), items[2]]
+    score = FakeScore()
+    assert list(similarity.add_similarity(mixed, score)) == mixed
+    assert [item.signals["similarity"] for item in items] == [1.0, 9.0, 3.0]
+    assert score.batches == [2, 1]
+
+
+def test_similarity_becomes_a_column(untrained_run, tmp_path):
+    """What the pipeline stores is what ClipScore says of the stored records; the weights are named,
+    so that another checkpoint at the same place is another dataset."""
+    workdir = str(untrained_run[0])
+    source = write_articles(tmp_path / "in", 2)
+    options = {"workers": 1, "tokenizer_vocab": 0, "similarity": workdir}
+    options |= {"input": str(source), "out": str(tmp_path / "ds")}
+    dataset = build_pmc(PmcOptions(**options), ContextOptions())
+    pairs = [(r.image, r.caption) for r in map(dataset.__getitem__, range(len(dataset)))]
+    scored = similarity.clip_score(workdir)  # loaded once a process
+    assert dataset.metadata["similarity"].to_pylist() == scored(pairs).tolist()
+    assert len(pairs) == 2
+    made_by = dataset.manifest["made_by"]["options"]
+    assert made_by["similarity_weights"] == scored.weights_sha256

@@ -22,6 +22,13 @@ from jaxclip.data.tfds import TfdsDataset
 from tests.conftest import tiny_example
 
 pytest.importorskip("tensorflow_datasets")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 SIGNALS = ({"score": 0.5, "tags": ["a", "b"]}, {"score": None, "tags": []}, {"tags": None})
 
 
@@ -205,3 +212,22 @@ def test_mistakes_are_told(dataset, published, options, message):
     options = {"dataset": str(dataset.path), "out": out, "name": "toy"} | options
     with pytest.raises(ValueError, match=message):
         publish(TfdsOptions(**options))
+
+
+def test_columns_cost_one_pass_ever(foreign, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    passes = []
+    read = TfdsDataset._read_columns
+    monkeypatch.setattr(
+        TfdsDataset, "_read_columns", lambda self, new: passes.append(list(new)) or read(self, new)
+    )
+    path = f"{foreign}?caption=report&article_id=patient"
+    names = ["caption_chars", "references_chars", "image_sha256", "article_id", "patient"]
+    first = open_dataset(path).columns(names)
+    again = open_dataset(path).columns(names)
+    assert again == first and passes == [names, []]
+    assert first["caption_chars"].to_pylist() == [8, 8, 0, 8, 8]
+    assert first["references_chars"].to_pylist() == [0] * 5
+    assert first["article_id"].to_pylist() == ["0", "1", "2", "3", "9"]  # as a DATASET's, text
+    assert first["patient"].to_pylist() == [0, 1, 2, 3, 9]
+    assert first["image_sha256"][3].as_py() == open_dataset(path)[3].image_sha256

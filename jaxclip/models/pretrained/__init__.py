@@ -43,7 +43,7 @@ def open_checkpoint(path_or_name: str) -> Family:
     for module in FORMATS:
         if (renamed := module.recognise(weights)) is not None:
             try:
-                family = module.describe(renamed, folder)
+                family = module.describe(renamed, folder, path.name)
             except ValueError as error:
                 raise ValueError(f"{path_or_name} cannot be read: {error}") from error
             return dataclasses.replace(family, source=path_or_name)
@@ -89,17 +89,22 @@ def load_params(family: Family) -> tuple[clip.Params, Report]:
     Raises:
       ValueError: a tensor is missing or has another shape than the rest makes necessary.
     """
+    wanted = set(family.towers)
+    if family.towers == TOWERS:  # of the softmax loss, no format but ours has a bias
+        scalars = ("logit_scale", "logit_bias")
+        wanted |= {name for name in scalars if any(name in rule.ours for rule in family.rules)}
     shapes = {
         path: shape
         for path, shape in param_shapes(family.model, family.inputs).items()
-        if path.split("/")[0] in (*family.towers, "logit_scale", "logit_bias")
+        if path.split("/")[0] in wanted
     }
     leaves, report = read(family.rules, family.weights, shapes, family.source)
+    report.assumed = list(family.assumed)
     initial = {
         "logit_scale": np.float32(-np.log(family.model.init_temperature)),
         "logit_bias": np.float32(family.model.init_logit_bias),
     }
-    return tree_of({path: leaves.get(path, initial.get(path)) for path in shapes}), report
+    return tree_of(initial | leaves), report
 
 
 def load_into(
@@ -133,6 +138,7 @@ def load_into(
     _check_same_towers(family, model, here, there, towers)
     leaves, report = read(family.rules, family.weights, here, family.source)
     wanted = [path for path in leaves_of(shapes) if path.split("/")[0] in towers]
+    report.assumed = list(family.assumed)
     report.fresh = [path for path in wanted if path not in leaves] + [
         path for path in ("logit_scale", "logit_bias") if whole and path not in leaves
     ]

@@ -6,6 +6,7 @@ scanned, one encoderblock with a leading axis. Attention kernels are [D, N, H] a
 Shape letters: D width, N heads, H head size, P patch size, T positions.
 """
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from jaxclip.data.image import ImageConfig
 from jaxclip.data.text import TokenizerConfig
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.layers import TransformerConfig
-from jaxclip.models.pretrained.family import Family, first_existing
+from jaxclip.models.pretrained.family import Family, block_count, first_existing
 from jaxclip.models.pretrained.files import Weights
 from jaxclip.models.pretrained.table import (
     Rule,
@@ -26,7 +27,7 @@ from jaxclip.models.pretrained.table import (
     shaped,
 )
 from jaxclip.models.text import TextConfig, siglip_text
-from jaxclip.models.vit import ViTConfig
+from jaxclip.models.vit import SIZES, ViTConfig
 
 IMAGE = ImageConfig(resize="squash", interpolation="tf_bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 # by size of the vocabulary: usual file, pad token, its id
@@ -70,7 +71,9 @@ def rules(
       scanned: the towers whose blocks are scanned.
       old: the class token is in the table of positions, too.
     """
-    found = [shaped("logit_scale", "t", 0, 1), shaped("logit_bias", "b", 0, 1)]
+    found = []
+    if len(towers) == 2:
+        found = [shaped("logit_scale", "t", 0, 1), shaped("logit_bias", "b", 0, 1)]
     if "image" in towers:
         assert isinstance(model.image, ViTConfig)
         positions = [shaped("position_embedding", "pos_embedding", 2, 3)]
@@ -176,7 +179,7 @@ def _map_head(N: int) -> list[Rule]:
     return [same("probe", "probe"), *_norm("norm", "LayerNorm_0"), *_attention(N), *_mlp()]
 
 
-def describe(weights: Weights, folder: Path | None) -> Family:
+def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Family:
     """All from the tensors' shapes: the format has no config.
 
     Args:
@@ -197,10 +200,8 @@ def describe(weights: Weights, folder: Path | None) -> Family:
     image, old = IMAGE, False
     if "image" in towers:
         fields["image"], size, old = _describe_image(weights, "image" in scanned)
-        image = ImageConfig(
-            size=size, resize=image.resize, interpolation=image.interpolation, mean=image.mean,
-            std=image.std,
-        )  # fmt: skip
+        P = fields["image"].patch_size if fields["image"].naflex else 0
+        image = dataclasses.replace(IMAGE, size=size, naflex_patch_size=P)
         fields["image_projection"] = (
             "txt/Embed_0/embedding" in weights and "img/head/kernel" in weights
         )
@@ -233,7 +234,25 @@ def describe(weights: Weights, folder: Path | None) -> Family:
         weights=weights,
         rules=rules(model, towers=towers, scanned=scanned, old=old),
         towers=towers,
+        assumed=_unusual(fields, towers),
     )
+
+
+def _unusual(fields: dict[str, Any], towers: tuple[str, ...]) -> list[str]:
+    """What no published SigLIP is, and a file that lacks tensors would look like."""
+    usual = {width: depth for width, depth, _, _ in SIZES.values()}
+    lines = []
+    for tower in towers:
+        t = fields[tower].transformer
+        if t.depth != usual.get(t.width, t.depth):
+            lines.append(
+                f"{t.depth} blocks in the {tower} tower; {usual[t.width]} are usual of its width"
+            )
+    if "image" in towers and fields["image"].pool == "mean":
+        lines.append("mean pooling of the image tower: it has neither MAPHead_0 nor cls")
+    if "text" in towers and fields["text_projection"] == "none":
+        lines.append("no projection of the text tower: it has no head")
+    return lines
 
 
 def _describe_image(weights: Weights, is_scanned: bool) -> tuple[ViTConfig, int, bool]:
@@ -243,7 +262,7 @@ def _describe_image(weights: Weights, is_scanned: bool) -> tuple[ViTConfig, int,
     patch_size = math.isqrt(kernel[0] // 3) if is_naflex else kernel[0]
     positions = math.prod(weights.shape("img/pos_embedding")[:-1])
     old = math.isqrt(positions) ** 2 != positions
-    has_map_head = "img/MAPHead_0/probe" in weights
+    has_map_head = any(name.startswith("img/MAPHead_0/") for name in weights)
     pool = "map" if has_map_head else "class_token" if "img/cls" in weights else "mean"
     tower = ViTConfig(
         patch_size=patch_size,
@@ -266,12 +285,11 @@ def _transformer(weights: Weights, encoder: str, is_scanned: bool) -> Transforme
     D, N, _ = weights.shape(
         f"{encoder}/{block}/MultiHeadDotProductAttention_0/query/kernel"
     )[-3:]  # fmt: skip
-    blocks = {m[1] for name in weights if (m := re.match(rf"{encoder}/encoderblock_(\d+)/", name))}
     scale = weights.shape(f"{encoder}/{block}/LayerNorm_0/scale")
     hidden = weights.shape(f"{encoder}/{block}/MlpBlock_0/Dense_0/kernel")[-1]
     return TransformerConfig(
         width=D,
-        depth=scale[0] if is_scanned else len(blocks),
+        depth=scale[0] if is_scanned else block_count(weights, f"{encoder}/encoderblock_"),
         num_heads=N,
         mlp_width=0 if hidden == 4 * D else hidden,
         activation="gelu_tanh",

@@ -1,6 +1,8 @@
 """What an imported checkpoint is: the model, what it wants to see, and the table of its names."""
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,14 @@ def first_existing(folder: Path | None, *names: str) -> str:
     return str(found[0]) if found else ""
 
 
+def tokenizer_class(folder: Path | None) -> str:
+    """Of transformers, by tokenizer_config.json; "" if that is not said."""
+    file = first_existing(folder, "tokenizer_config.json")
+    return (
+        str(read_json(Path(file)).get("tokenizer_class", "")).removesuffix("Fast") if file else ""
+    )
+
+
 def special_tokens(folder: Path | None) -> dict[str, str]:
     """What tokenizer_config.json names: of TokenizerConfig's eos and pad those that it has."""
     file = first_existing(folder, "tokenizer_config.json")
@@ -74,3 +84,28 @@ def lookup(values: dict[str, Any], field: str, default: Any, allowed: dict[Any, 
         known = ", ".join(map(str, allowed))
         raise ValueError(f"{field} ({value!r}) of the checkpoint's config must be one of {known}.")
     return allowed[value]
+
+
+def check_sizes(section: str, said: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raises ValueError where a config and the tensors beside it are not of one model.
+
+    Args:
+      said: by the config; a field that it leaves out is not compared.
+      found: the same fields, in the tensors' shapes and names.
+    """
+    differing = [
+        f"{section}{field} is {said[field]} in the config and {value} in the weights"
+        for field, value in found.items()
+        if said.get(field) is not None and said[field] != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{'; '.join(differing)}. The weights are incomplete, or not those of this config."
+        )
+
+
+def block_count(names: Iterable[str], start: str) -> int:
+    """Number of blocks whose tensors are called `start`, a number, and more."""
+    pattern = re.compile(re.escape(start) + r"(\d+)[./]")
+    numbers = {int(m[1]) for name in names if (m := pattern.match(name))}
+    return max(numbers, default=-1) + 1

@@ -1,40 +1,24 @@
-"""The files beside the weights of an exported model: configs, preprocessing, tokenizer.
+"""The files beside the weights of an exported model: configs and preprocessing.
 
 The inverse of what huggingface.py and openclip.py read.
 """
 
-import json
 from typing import Any
 
-import tokenizers
-from tokenizers import Regex, normalizers, processors
-
 from jaxclip.data.image import ImageConfig
-from jaxclip.data.text import Tokenizer
-from jaxclip.data.vocabulary import clip_tokenizer, wordpiece_tokenizer
 from jaxclip.models.bert import BertConfig
 from jaxclip.models.clip import ClipConfig, Inputs
 from jaxclip.models.layers import TransformerConfig
 from jaxclip.models.pretrained.huggingface_table import kind_of
 from jaxclip.models.pretrained.openclip_table import image_kind
+from jaxclip.models.pretrained.openclip_text import BERT_POOLS
+from jaxclip.models.pretrained.timm_vit import TIMM, timm_name
 from jaxclip.models.resnet import ResNetConfig
 from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 
 # Hugging Face's name of each activation; the last of several
 HF_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-# timm's ViTs, which come in fixed sizes: (pool, width, depth) -> name, by patch and image size
-TIMM = {
-    ("map", 768, 12): ("vit_base_patch{}_siglip_{}", {16: (224, 256, 384, 512), 32: (256,)}),
-    ("map", 1024, 24): ("vit_large_patch{}_siglip_{}", {16: (256, 384, 512)}),
-    ("map", 1152, 27): ("vit_so400m_patch{}_siglip_{}", {14: (224, 378), 16: (256, 384, 512)}),
-    ("map", 1536, 40): ("vit_giantopt_patch{}_siglip_{}", {16: (256, 384)}),
-    ("class_token", 192, 12): ("vit_tiny_patch{}_{}", {16: (224, 384)}),
-    ("class_token", 384, 12): ("vit_small_patch{}_{}", {16: (224, 384), 32: (224, 384)}),
-    ("class_token", 768, 12): ("vit_base_patch{}_{}", {8: (224,), 16: (224, 384), 32: (224, 384)}),
-    ("class_token", 1024, 24): ("vit_large_patch{}_{}", {14: (224,), 16: (224, 384), 32: (384,)}),
-}
-BIOMED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 
 
 class NotRepresentable(ValueError):
@@ -154,13 +138,18 @@ def _preprocessor(image: ImageConfig, model: ClipConfig, kind: str) -> dict[str,
 
 
 def openclip_files(
-    model: ClipConfig, image: ImageConfig, inputs: Inputs, is_clip_bpe: bool, bert: str
+    model: ClipConfig,
+    image: ImageConfig,
+    inputs: Inputs,
+    is_clip_bpe: bool,
+    bert: str,
+    has_bias: bool,
 ) -> dict[str, dict[str, Any]]:
-    """open_clip_config.json.
+    """open_clip_config.json, and with a BERT its config.json.
 
     Args:
       is_clip_bpe: the vocabulary is CLIP's, which OpenCLIP has by itself.
-      bert: name or folder of a BERT of the same sizes, of which OpenCLIP reads the config.
+      bert: folder or name, on the hub, where OpenCLIP finds that config.json.
     Raises:
       NotRepresentable: another model than OpenCLIP and timm have.
     """
@@ -169,7 +158,7 @@ def openclip_files(
         text["hf_tokenizer_name"] = "."  # the folder's own, as it is a local-dir
     if isinstance(model.text, BertConfig):
         _require("openclip", model, {"text.mask_padding": (True,)})
-        poolers = {"first": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
+        poolers = {pool: name for name, pool in BERT_POOLS.items()}
         text |= {"hf_model_name": bert, "hf_model_pretrained": False,
                  "hf_pooler_type": poolers[model.text.pool],
                  "hf_proj_type": model.text_projection.replace("none", "") or None}  # fmt: skip
@@ -184,7 +173,7 @@ def openclip_files(
         config["quick_gelu"] = True
     if openclip_text_prefix(model):
         config["custom_text"] = True
-    if model.init_logit_bias:
+    if has_bias:
         config["init_logit_bias"] = model.init_logit_bias
     preprocess = {
         "size": image.size,
@@ -193,10 +182,10 @@ def openclip_files(
         "interpolation": "bilinear" if image.interpolation.endswith("bilinear") else "bicubic",
         "resize_mode": "shortest" if image.resize == "center_crop" else "squash",
     }
-    file: dict[str, Any] = {"model_cfg": config, "preprocess_cfg": preprocess}
+    files = {"open_clip_config.json": {"model_cfg": config, "preprocess_cfg": preprocess}}
     if isinstance(model.text, BertConfig):
-        file["bert_config"] = bert_config(model.text, inputs)  # for our import; not OpenCLIP's
-    return {"open_clip_config.json": file}
+        files["config.json"] = bert_config(model.text, inputs)
+    return files
 
 
 def openclip_text_prefix(model: ClipConfig) -> str:
@@ -250,7 +239,7 @@ def _openclip_text(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
 def _openclip_vision(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
     tower = model.image
     if isinstance(tower, ResNetConfig):
-        _require("openclip", model, {"image_projection": (True,),
+        _require("openclip", model, {"image_projection": (True,), "image.norm": ("frozen_batch",),
                                      "image.num_heads": (tower.width // 64,)})  # fmt: skip
         return {"image_size": inputs.image_size, "layers": list(tower.stages),
                 "width": tower.stem_width, "patch_size": None}  # fmt: skip
@@ -268,17 +257,19 @@ def _openclip_vision(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
         "image.transformer.activation": ("gelu", "gelu_tanh"),
         "image_projection": (tower.pool == "class_token",),
     })  # fmt: skip
-    name, sizes = TIMM.get((tower.pool, t.width, t.depth), ("", {}))
-    if inputs.image_size not in sizes.get(tower.patch_size, ()):
+    name = timm_name(tower.pool, t.width, t.depth, tower.patch_size, inputs.image_size)
+    kind = TIMM.get((tower.pool, t.width, t.depth))
+    if not name or not kind or (kind.num_heads, kind.mlp_width) != (t.num_heads, t.hidden_width):
         raise NotRepresentable(
-            f"model.image (width {t.width}, depth {t.depth}, patch size {tower.patch_size}, image "
-            f"size {inputs.image_size}, pool {tower.pool!r}) cannot be exported with --to=openclip:"
-            " timm has no such ViT. Use --to=hf or --to=big_vision, or an image size that it has."
+            f"model.image (width {t.width}, depth {t.depth}, {t.num_heads} heads, patch size "
+            f"{tower.patch_size}, image size {inputs.image_size}, pool {tower.pool!r}) cannot be "
+            "exported with --to=openclip: timm has no such ViT. Use --to=hf or "
+            "--to=big_vision, or an image size that it has."
         )
     is_map = tower.pool == "map"
     return {
         "image_size": inputs.image_size,
-        "timm_model_name": name.format(tower.patch_size, inputs.image_size),
+        "timm_model_name": name,
         "timm_model_pretrained": False,
         "timm_pool": "map" if is_map else "",
         "timm_proj": "none" if is_map else "linear",
@@ -298,49 +289,3 @@ def check_big_vision(model: ClipConfig) -> None:
         "text.is_causal": (False,), "text.pool": ("last",), "text.mask_padding": (False,),
         "text_projection": ("linear",), "projection_bias": (True,),
     })  # fmt: skip
-
-
-# --- Tokenizer ------------------------------------------------------------------------------------
-
-
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """What transformers.AutoTokenizer and open_clip.get_tokenizer open, with our bos, eos, padding.
-
-    A sentencepiece model is copied for SiglipTokenizer, which adds eos and pads by itself.
-    """
-    kind, length = tokenizer.kind, tokenizer.context_length
-    names = tokenizer.special_tokens
-    config: dict[str, Any] = {f"{name}_token": token for name, token in names.items()}
-    config |= {"model_max_length": length, "clean_up_tokenization_spaces": False}
-    if kind == "sentencepiece":
-        config |= {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True}
-        return {"spiece.model": tokenizer.content,
-                "tokenizer_config.json": json.dumps(config, indent=1).encode()}  # fmt: skip
-    build = {"clip": clip_tokenizer, "wordpiece": wordpiece_tokenizer}.get(
-        kind, tokenizers.Tokenizer.from_buffer
-    )
-    built = build(tokenizer.content)
-    built.normalizer = _with_cleaning(built.normalizer, tokenizer.clean)
-    ids = [(names[name], getattr(tokenizer, f"{name}_id")) for name in names]
-    template = [names["bos"]] * ("bos" in names) + ["$A", names["eos"]]
-    built.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
-    built.enable_padding(pad_id=tokenizer.pad_id, pad_token=names["pad"], length=length)
-    built.enable_truncation(length)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    files = {"tokenizer.json": built.to_str().encode(),
-             "tokenizer_config.json": json.dumps(config, indent=1).encode()}  # fmt: skip
-    return files | ({tokenizer.file_name: tokenizer.content} if kind == "clip" else {})
-
-
-def _with_cleaning(normalizer: Any, clean: str) -> Any:
-    """vocabulary.CLEANERS as far as a tokenizer.json can say them."""
-    squeeze = normalizers.Replace(Regex(r"\s+"), " ")
-    steps = {
-        "none": [],
-        "clip": [normalizers.NFC(), squeeze, normalizers.Lowercase()],
-        "lower_ascii": [normalizers.Lowercase()],
-        "canonical": [normalizers.Replace(Regex(r"[!-/:-@\[-^`{-~]"), ""), normalizers.Lowercase()],
-    }[clean]
-    return (
-        normalizers.Sequence([*steps, normalizer] if normalizer else steps) if steps else normalizer
-    )

@@ -1,39 +1,41 @@
 """Hugging Face folders: CLIP, SigLIP, SigLIP 2 (fixed and NaFlex), and ViT and BERT as one tower.
 
-`describe` reads config.json (whose fields that equal a class's defaults are left out), `config` and
-`preprocessor` write it. Checked against transformers 5.23.
+`describe` reads config.json, whose sizes must be those of the tensors; folders.py writes it.
+Checked against transformers 5.23.
 """
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 from jaxclip.data.image import ImageConfig
 from jaxclip.data.text import TokenizerConfig
-from jaxclip.models.bert import BertConfig
 from jaxclip.models.clip import ClipConfig
-from jaxclip.models.layers import TransformerConfig
 from jaxclip.models.pretrained.family import (
     CLIP_IMAGE,
     SIGLIP_IMAGE,
+    TOWERS,
     Family,
+    check_sizes,
     first_existing,
     lookup,
     special_tokens,
+    tokenizer_class,
 )
 from jaxclip.models.pretrained.files import Weights, read_json
 from jaxclip.models.pretrained.huggingface_table import BERT, VIT, rules
+from jaxclip.models.pretrained.huggingface_towers import (
+    DEFAULTS,
+    bert_tokenizer,
+    bert_tower,
+    transformer,
+)
 from jaxclip.models.pretrained.table import prefix
 from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
 INTERPOLATIONS = {3: "pillow_bicubic", 2: "pillow_bilinear"}  # PIL.Image.Resampling
 TWO_TOWERS = ("clip", "siglip", "siglip2")
 
@@ -58,7 +60,7 @@ def recognise(weights: Weights) -> Weights | None:
     return None
 
 
-def describe(weights: Weights, folder: Path | None) -> Family:
+def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Family:
     """Raises ValueError for a model_type that is not in the first line of this file."""
     if not folder or not (folder / "config.json").exists():
         raise ValueError(
@@ -74,87 +76,134 @@ def describe(weights: Weights, folder: Path | None) -> Family:
     return lookup({"model_type": kind}, "model_type", "", kinds)(weights, folder, config, kind)
 
 
-def _transformer(config: dict[str, Any], weights: Weights, block: str, up: str, **defaults: Any):
-    """Sizes from the tensors; heads, activation and epsilon from the config."""
-    pattern = re.compile(re.escape(block).replace(r"\{i\}", r"(\d+)") + re.escape(up))
-    depth = len({m[1] for name in weights if (m := pattern.fullmatch(name))})
-    hidden, width = weights.shape(block.replace("{i}", "0") + up)
-    return TransformerConfig(
-        width=width,
-        depth=depth,
-        num_heads=config.get("num_attention_heads", defaults["heads"]),
-        mlp_width=0 if hidden == 4 * width else hidden,
-        activation=lookup(config, "hidden_act", defaults["act"], ACTIVATIONS),
-        norm_epsilon=config.get("layer_norm_eps", defaults["eps"]),
-    )
+def _towers(weights: Weights, config: dict[str, Any]) -> tuple[str, ...]:
+    """Those in the weights; raises ValueError if the config is of a class with another, too."""
+    starts = {"image": "vision_model.", "text": "text_model."}
+    found = tuple(t for t in TOWERS if any(name.startswith(starts[t]) for name in weights))
+    classes = config.get("architectures") or []
+    is_one = any("Vision" in name or "Text" in name for name in classes)
+    if config.get("model_type") in TWO_TOWERS and len(found) < 2 and not is_one:
+        raise ValueError(
+            f"config.json (model_type {config['model_type']!r}) is of a model with two towers, and "
+            f"the weights have only the {' '.join(found)} tower. Fetch all files."
+        )
+    return found
 
 
 def _describe_two(weights: Weights, folder: Path, config: dict[str, Any], kind: str) -> Family:
-    towers = tuple(
-        tower
-        for tower, start in (("image", "vision_model."), ("text", "text_model."))
-        if any(name.startswith(start) for name in weights)
-    )
-    is_clip = kind == "clip"
-    text = config.get("text_config") or (config if "text" in towers else {})
-    vision = config.get("vision_config") or (config if "image" in towers else {})
-    act, eps = ("quick_gelu", 1e-5) if is_clip else ("gelu_pytorch_tanh", 1e-6)
-    fields: dict[str, Any] = {"image_projection": is_clip and "visual_projection.weight" in weights}
-    image, vocab_size = CLIP_IMAGE if is_clip else SIGLIP_IMAGE, 1
+    towers, is_clip = _towers(weights, config), kind == "clip"
+    # a tower that is not there has a projection, so that it may have any width
+    fields: dict[str, Any] = {
+        "image_projection": "image" not in towers,
+        "text_projection": "none" if "text" in towers else "linear",
+    }
+    image, tokenizer, vocab_size, pad_id, eos_id = CLIP_IMAGE, TokenizerConfig(), 1, 0, 1
+    whole = len(towers) == 2  # then no projection may be missing
     if "image" in towers:
-        t = _transformer(vision, weights, "vision_model.encoder.layers.{i}.", "mlp.fc1.weight",
-                         heads=12, act=act, eps=eps)  # fmt: skip
-        fields["image"], size = _describe_image(weights, vision, t, is_clip)
-        image = read_preprocessor(folder, dataclasses.replace(image, size=size))
-        fields["embed_dim"] = t.width
-    if "text" in towers:
-        t = _transformer(text, weights, "text_model.encoder.layers.{i}.", "mlp.fc1.weight",
-                         heads=8 if is_clip else 12, act=act, eps=eps)  # fmt: skip
-        head = "text_projection" if is_clip else "text_model.head"
-        is_projected = f"{head}.weight" in weights
-        fields["text"] = (
-            TextConfig(transformer=t)
-            if is_clip
-            else TextConfig(transformer=t, is_causal=False, pool="last")
+        vision = _section(config, "vision", kind, whole)
+        fields["image"], size = _describe_image(weights, vision, is_clip)
+        image = read_preprocessor(
+            folder, dataclasses.replace(CLIP_IMAGE if is_clip else SIGLIP_IMAGE, size=size)
         )
-        fields["text_projection"] = "linear" if is_projected else "none"
-        fields["projection_bias"] = f"{head}.bias" in weights
-        fields["embed_dim"] = weights.shape(f"{head}.weight")[0] if is_projected else t.width
-        vocab_size = weights.shape("text_model.embeddings.token_embedding.weight")[0]
+        if fields["image"].naflex:
+            image.naflex_patch_size = fields["image"].patch_size
+        fields["embed_dim"] = fields["image"].transformer.width
+        if is_clip and (whole or "visual_projection.weight" in weights):
+            fields["image_projection"] = True
+            fields["embed_dim"] = _rows(weights, vision, "visual_projection", "projection_dim")
+    if "text" in towers:
+        text = _section(config, "text", kind, whole)
+        fields["text"], vocab_size = _describe_text(weights, text, is_clip)
+        fields["embed_dim"] = fields["text"].transformer.width
+        head, field = ("text_projection", "projection_dim") if is_clip else (
+            "text_model.head", "projection_size")  # fmt: skip
+        if whole or not is_clip or f"{head}.weight" in weights:
+            fields |= {"text_projection": "linear", "projection_bias": not is_clip,
+                       "embed_dim": _rows(weights, text, head, field)}  # fmt: skip
+        tokenizer = _tokenizer(weights, folder, is_clip, vocab_size)
+        pad_id = 0 if is_clip or vocab_size == 256_000 else 1
+        eos_id = text["eos_token_id"] if is_clip else 1
+        if is_clip and eos_id == 2:  # files from before eos was looked for: the largest id
+            eos_id = vocab_size - 1
     start: dict[str, Any] = {} if is_clip else {"init_temperature": 0.1, "init_logit_bias": -10.0}
     model = ClipConfig(**fields, **start, dtype="float32")
-    eos_id = text.get("eos_token_id", 49_407 if is_clip else 1)
     return Family(
         name=f"Hugging Face {kind}",
         model=model,
         image=image,
-        tokenizer=_tokenizer(weights, folder, is_clip, vocab_size) if "text" in towers
-        else TokenizerConfig(),
+        tokenizer=tokenizer,
         vocab_size=vocab_size,
-        pad_id=0 if is_clip or vocab_size == 256_000 else 1,
-        eos_id=vocab_size - 1 if is_clip and eos_id == 2 else eos_id,  # 2: before the fix, argmax
+        pad_id=pad_id,
+        eos_id=eos_id,
         weights=weights,
-        rules=rules(model, towers),
+        rules=rules(model, towers, kind),
         towers=towers,
-    )  # fmt: skip
+    )
+
+
+def _section(config: dict[str, Any], tower: str, kind: str, whole: bool) -> dict[str, Any]:
+    """The config of a tower, with the defaults that config.json leaves out."""
+    said = config.get(f"{tower}_config") or {} if whole or f"{tower}_config" in config else config
+    said = said | (config.get(f"{tower}_config_dict") or {})  # of old files; it overrides
+    if whole and kind == "clip":  # the sections may have another, which is not looked at
+        said = said | {"projection_dim": config.get("projection_dim", 512)}
+    return DEFAULTS[f"{kind}_{tower}"] | said
+
+
+def _rows(weights: Weights, config: dict[str, Any], name: str, field: str) -> int:
+    """Of a projection: the size of the common space."""
+    rows = weights.shape(f"{name}.weight")[0]
+    check_sizes("", config, {field: rows})
+    return rows
 
 
 def _describe_image(
-    weights: Weights, config: dict[str, Any], t: TransformerConfig, is_clip: bool
+    weights: Weights, config: dict[str, Any], is_clip: bool
 ) -> tuple[ViTConfig, int]:
-    kernel = weights.shape("vision_model.embeddings.patch_embedding.weight")
+    """The tower, and the size of its images."""
+    embeddings = "vision_model.embeddings."
+    kernel = weights.shape(f"{embeddings}patch_embedding.weight")
     is_naflex = len(kernel) == 2
-    patch_size = config.get("patch_size", 16) if is_naflex else kernel[-1]
-    positions = weights.shape("vision_model.embeddings.position_embedding.weight")[0] - is_clip
+    patch_size = config["patch_size"] if is_naflex else kernel[-1]
+    positions = weights.shape(f"{embeddings}position_embedding.weight")[0] - is_clip
+    size = patch_size * math.isqrt(positions)
+    found = {"num_patches": positions} if is_naflex else {"image_size": size}
+    if not is_naflex:  # so400m-patch14-384 looks at 378 pixels of 384
+        config = config | {"image_size": config["image_size"] // patch_size * patch_size}
+    check_sizes("vision ", config, found | {"patch_size": patch_size})
+    lookup(config, "vision_use_head", True, {True: None})
     tower = ViTConfig(
         patch_size=patch_size,
-        transformer=t,
+        transformer=transformer(config, weights, "vision_model.encoder.layers.", "mlp.fc1.weight"),
         pool="class_token" if is_clip else "map",
         pre_norm=is_clip,
         patch_bias=not is_clip,
         naflex=is_naflex,
     )
-    return tower, patch_size * round(positions**0.5)
+    return tower, size
+
+
+def _describe_text(
+    weights: Weights, config: dict[str, Any], is_clip: bool
+) -> tuple[TextConfig, int]:
+    """The tower, and the size of its vocabulary."""
+    embeddings = "text_model.embeddings."
+    vocab_size = weights.shape(f"{embeddings}token_embedding.weight")[0]
+    length = weights.shape(f"{embeddings}position_embedding.weight")[0]
+    check_sizes("text ", config, {"vocab_size": vocab_size, "max_position_embeddings": length})
+    t = transformer(config, weights, "text_model.encoder.layers.", "mlp.fc1.weight")
+    if is_clip:
+        return TextConfig(transformer=t), vocab_size
+    return TextConfig(transformer=t, is_causal=False, pool="last"), vocab_size
+
+
+# What each class of transformers does to a text before the vocabulary: vocabulary.CLEANERS. Others,
+# as PreTrainedTokenizerFast, do what tokenizer.json says and no more.
+CLEANER_OF_CLASS = {
+    "SiglipTokenizer": "hf_siglip",
+    "Siglip2Tokenizer": "lower",
+    "GemmaTokenizer": "lower_ascii",  # of SigLIP 2, which was trained on lower-case text
+}
 
 
 def _tokenizer(weights: Weights, folder: Path, is_clip: bool, vocab_size: int) -> TokenizerConfig:
@@ -165,19 +214,26 @@ def _tokenizer(weights: Weights, folder: Path, is_clip: bool, vocab_size: int) -
         return TokenizerConfig(
             path=path, context_length=length, **(special if path.endswith(".json") else {})
         )
-    spiece = first_existing(folder, "spiece.model", "tokenizer.model")
+    kind = tokenizer_class(folder) or "SiglipTokenizer"
     is_gemma = vocab_size == 256_000
-    if not spiece and (path := first_existing(folder, "tokenizer.json")):
+    spiece = first_existing(folder, "spiece.model", "tokenizer.model")
+    json_file = first_existing(folder, "tokenizer.json")
+    if json_file and (kind not in CLEANER_OF_CLASS or not spiece):
         special = {"eos": "<eos>", "pad": "<pad>"} if is_gemma else {"eos": "</s>", "pad": "</s>"}
-        return TokenizerConfig(
-            path=path, context_length=length, bos="", clean="lower_ascii", **special
-        )
-    pad = "<pad>" if is_gemma else "</s>"
-    return TokenizerConfig(path=spiece, kind="sentencepiece", context_length=length, pad=pad)
+        special |= special_tokens(folder)
+        return TokenizerConfig(path=json_file, context_length=length, bos="",
+                               clean=CLEANER_OF_CLASS.get(kind, "none"), **special)  # fmt: skip
+    return TokenizerConfig(
+        path=spiece,
+        kind="sentencepiece",
+        context_length=length,
+        pad="<pad>" if is_gemma else "</s>",
+        clean="lower_ascii" if is_gemma else CLEANER_OF_CLASS.get(kind, "lower_ascii"),
+    )
 
 
 def _describe_bert(weights: Weights, folder: Path, config: dict[str, Any], kind: str) -> Family:
-    text, vocab_size = bert_tower(weights, config, folder=folder)
+    text, vocab_size = bert_tower(weights, DEFAULTS["bert"] | config, folder=folder)
     return Family(
         name="Hugging Face bert",
         model=ClipConfig(
@@ -193,41 +249,14 @@ def _describe_bert(weights: Weights, folder: Path, config: dict[str, Any], kind:
     )
 
 
-def bert_tower(
-    weights: Weights, config: dict[str, Any], start: str = "", folder: Path | None = None
-) -> tuple[BertConfig, int]:
-    """The tower and the size of its vocabulary; names begin with `start`."""
-    embeddings = f"{start}embeddings."
-    t = _transformer(config, weights, f"{start}encoder.layer.{{i}}.", "intermediate.dense.weight",
-                     heads=12, act="gelu", eps=1e-12)  # fmt: skip
-    tower = BertConfig(
-        transformer=t,
-        max_positions=weights.shape(f"{embeddings}position_embeddings.weight")[0],
-        token_types=weights.shape(f"{embeddings}token_type_embeddings.weight")[0],
-    )
-    pooling = first_existing(folder, "1_Pooling/config.json")
-    if pooling and read_json(Path(pooling)).get("pooling_mode_mean_tokens"):
-        tower.pool = "mean"  # sentence-transformers
-    return tower, weights.shape(f"{embeddings}word_embeddings.weight")[0]
-
-
-def bert_tokenizer(folder: Path | None, context_length: int) -> TokenizerConfig:
-    sentence = first_existing(folder, "sentence_bert_config.json")
-    if sentence:
-        context_length = read_json(Path(sentence)).get("max_seq_length", context_length)
-    path = first_existing(folder, "tokenizer.json", "vocab.txt")
-    return TokenizerConfig(path=path, context_length=context_length)
-
-
 def _describe_vit(weights: Weights, folder: Path, config: dict[str, Any], kind: str) -> Family:
-    t = _transformer(config, weights, "encoder.layer.{i}.", "intermediate.dense.weight",
-                     heads=12, act="gelu", eps=1e-12)  # fmt: skip
+    config = DEFAULTS["vit"] | config
+    t = transformer(config, weights, "encoder.layer.", "intermediate.dense.weight")
     patch_size = weights.shape("embeddings.patch_embeddings.projection.weight")[-1]
-    positions = weights.shape("embeddings.position_embeddings")[1] - 1
+    size = patch_size * math.isqrt(weights.shape("embeddings.position_embeddings")[1] - 1)
+    check_sizes("", config, {"patch_size": patch_size, "image_size": size})
     tower = ViTConfig(patch_size=patch_size, transformer=t, pre_norm=False, patch_bias=True)
-    image = dataclasses.replace(
-        SIGLIP_IMAGE, size=patch_size * round(positions**0.5), interpolation="pillow_bilinear"
-    )
+    image = dataclasses.replace(SIGLIP_IMAGE, size=size, interpolation="pillow_bilinear")
     return Family(
         name="Hugging Face vit",
         model=ClipConfig(image=tower, embed_dim=t.width, image_projection=False, dtype="float32"),

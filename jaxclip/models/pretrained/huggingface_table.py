@@ -4,8 +4,10 @@ from typing import Any
 
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.pretrained.table import (
+    QKV,
     Rule,
     batched,
+    block_rules,
     class_and_positions,
     fused,
     linear,
@@ -14,41 +16,34 @@ from jaxclip.models.pretrained.table import (
     patch_convolution,
     prefix,
     same,
+    separate,
     shaped,
 )
 from jaxclip.models.vit import ViTConfig
 
-BLOCK = (
-    norm("norm1", "layer_norm1")
-    + norm("norm2", "layer_norm2")
-    + linear("attention/query", "self_attn.q_proj")
-    + linear("attention/key", "self_attn.k_proj")
-    + linear("attention/value", "self_attn.v_proj")
-    + linear("attention/out", "self_attn.out_proj")
-    + linear("mlp/up", "mlp.fc1")
-    + linear("mlp/down", "mlp.fc2")
+BLOCK = block_rules(
+    "layer_norm1",
+    "layer_norm2",
+    separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.out_proj",
+    up="mlp.fc1",
+    down="mlp.fc2",
 )
 MAP_HEAD = [
     same("probe", "probe"),
-    *fused(
-        ("attention/query", "attention/key", "attention/value"),
-        "attention.in_proj_weight",
-        "attention.in_proj_bias",
-    ),
+    *fused(QKV, "attention.in_proj_weight", "attention.in_proj_bias"),
     *linear("attention/out", "attention.out_proj"),
     *norm("norm", "layernorm"),
     *linear("mlp/up", "mlp.fc1"),
     *linear("mlp/down", "mlp.fc2"),
 ]
-BERT_BLOCK = (
-    linear("attention/query", "attention.self.query")
-    + linear("attention/key", "attention.self.key")
-    + linear("attention/value", "attention.self.value")
-    + linear("attention/out", "attention.output.dense")
-    + norm("norm1", "attention.output.LayerNorm")
-    + linear("mlp/up", "intermediate.dense")
-    + linear("mlp/down", "output.dense")
-    + norm("norm2", "output.LayerNorm")
+BERT_BLOCK = block_rules(
+    "attention.output.LayerNorm",
+    "output.LayerNorm",
+    separate("attention.self.query", "attention.self.key", "attention.self.value"),
+    out="attention.output.dense",
+    up="intermediate.dense",
+    down="output.dense",
 )
 BERT = [
     same("token_embedding/embedding", "embeddings.word_embeddings.weight"),
@@ -57,15 +52,13 @@ BERT = [
     *norm("embedding_norm", "embeddings.LayerNorm"),
     *prefix(BERT_BLOCK, "transformer/blocks/", "encoder.layer.{i}."),
 ]
-VIT_BLOCK = (
-    norm("norm1", "layernorm_before")
-    + norm("norm2", "layernorm_after")
-    + linear("attention/query", "attention.attention.query")
-    + linear("attention/key", "attention.attention.key")
-    + linear("attention/value", "attention.attention.value")
-    + linear("attention/out", "attention.output.dense")
-    + linear("mlp/up", "intermediate.dense")
-    + linear("mlp/down", "output.dense")
+VIT_BLOCK = block_rules(
+    "layernorm_before",
+    "layernorm_after",
+    separate(*(f"attention.attention.{name}" for name in ("query", "key", "value"))),
+    out="attention.output.dense",
+    up="intermediate.dense",
+    down="output.dense",
 )
 VIT = [
     batched(class_and_positions("embeddings.cls_token", "embeddings.position_embeddings")),
@@ -76,13 +69,19 @@ VIT = [
 ]
 
 
-def rules(model: ClipConfig, towers: tuple[str, ...] = ("image", "text")) -> list[Rule]:
-    """The table of CLIPModel, SiglipModel and Siglip2Model: what they differ in, the model has."""
-    is_siglip = kind_of(model) != "clip"
-    ndim = 1 if is_siglip else 0
-    found = [shaped("logit_scale", "logit_scale", 0, ndim)]
-    if is_siglip:
-        found.append(shaped("logit_bias", "logit_bias", 0, ndim))
+def rules(
+    model: ClipConfig, towers: tuple[str, ...] = ("image", "text"), kind: str = ""
+) -> list[Rule]:
+    """The table of CLIPModel, SiglipModel and Siglip2Model.
+
+    Args:
+      kind: of kind_of, which looks at the image tower; to be given for a text tower alone.
+    """
+    is_siglip = (kind or kind_of(model)) != "clip"
+    found = []
+    if len(towers) == 2:
+        scalars = ("logit_scale", "logit_bias") if is_siglip else ("logit_scale",)
+        found += [shaped(name, name, 0, 1 if is_siglip else 0) for name in scalars]
     if "image" in towers:
         found += prefix(_image_rules(model.image), "image/", "vision_model.")
         if model.image_projection:

@@ -11,32 +11,39 @@ from pathlib import Path
 from typing import Any
 
 from jaxclip.data.image import ImageConfig
-from jaxclip.data.text import TokenizerConfig
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.layers import TransformerConfig
 from jaxclip.models.pretrained.family import (
     CLIP_IMAGE,
     SIGLIP_IMAGE,
     Family,
+    block_count,
+    check_sizes,
     first_existing,
     lookup,
-    special_tokens,
 )
 from jaxclip.models.pretrained.files import Weights, read_json
-from jaxclip.models.pretrained.huggingface import bert_tokenizer, bert_tower
 from jaxclip.models.pretrained.openclip_table import rules
+from jaxclip.models.pretrained.openclip_text import (
+    PMC_CLIP_ONLY,
+    activation,
+    describe_text,
+    epsilon,
+)
+from jaxclip.models.pretrained.timm_vit import TIMM, timm_activation, timm_name, timm_sizes
 from jaxclip.models.resnet import ResNetConfig
-from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 
 INTERPOLATIONS = {"bicubic": "pillow_bicubic", "bilinear": "pillow_bilinear"}
 RESIZE_MODES = {"shortest": "center_crop", "squash": "squash"}
 HEADS_16 = (1024, 1152, 1280, 1408, 1536, 1664)  # widths of image towers with 16 heads; else D / 64
-PMC_CLIP_ONLY = "img_special_token"
+OPENAI_ONLY = "input_resolution"  # a number in the state dicts of OpenAI's files
+# what a vision_cfg leaves out (CLIPVisionCfg)
+DEFAULTS = {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224}
 # of vision_cfg and text_cfg: what would change the model, and is not built here
 UNKNOWN_FIELDS = (
     "attentional_pool", "embed_cls", "ls_init_value", "block_type", "attn_type", "pos_embed_type",
-    "final_ln_after_pool", "no_ln_pre",
+    "final_ln_after_pool", "no_ln_pre", "timm_proj_bias",
 )  # fmt: skip
 
 
@@ -74,58 +81,71 @@ def _from_pmc_clip(name: str) -> str | None:
     return "text.proj" if name == "text_projection" else name
 
 
-def describe(weights: Weights, folder: Path | None) -> Family:
+def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Family:
     """From open_clip_config.json and the tensors' shapes; without it, OpenCLIP's conventions.
 
     Raises:
-      ValueError: the config has a field that is not built here.
+      ValueError: the config has a field that is not built here, or is not that of the tensors.
     """
     file = first_existing(folder, "open_clip_config.json")
-    config = read_json(Path(file)) if file else {}
-    model_config, preprocess = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
-    vision, text = model_config.get("vision_cfg", {}), model_config.get("text_cfg", {})
+    file = read_json(Path(file)) if file else {}
+    config, preprocess = file.get("model_cfg", {}), file.get("preprocess_cfg", {})
+    vision, text = config.get("vision_cfg"), config.get("text_cfg")
     for section, values in (("vision_cfg", vision), ("text_cfg", text)):
         for field in UNKNOWN_FIELDS:
-            if values.get(field) and values[field] != "learnable":
-                raise ValueError(f"{section}.{field} ({values[field]!r}) is not supported.")
+            value = (values or {}).get(field)
+            if value and value != "learnable":
+                raise ValueError(f"{section}.{field} ({value!r}) is not supported.")
     if any(name.startswith("visual.attn_pool.") for name in weights):
         raise ValueError("it is a CoCa model (visual.attn_pool), which is not supported.")
-    text_prefix = "text." if any(name.startswith("text.") for name in weights) else ""
-    towers = ("image", "text") if "logit_scale" in weights or text_prefix else ("image",)
-    quick_gelu = bool(model_config.get("quick_gelu", "quickgelu" in str(folder).lower()))
-    fields, size = _describe_image(weights, vision, quick_gelu)
-    image = SIGLIP_IMAGE if not fields["image_projection"] else CLIP_IMAGE
-    family: dict[str, Any] = {"image": _preprocessing(image, size, preprocess)}
+    start = "text." if any(name.startswith("text.") for name in weights) else ""
+    towers = ("image", "text") if "logit_scale" in weights or start or text else ("image",)
+    quick_gelu, assumed = _quick_gelu(weights, config, file_name)
+    fields, size, unsure = _describe_image(weights, vision, quick_gelu)
+    is_siglip = getattr(fields["image"], "pool", "") == "map"
+    image = _preprocessing(CLIP_IMAGE if fields["image_projection"] else SIGLIP_IMAGE, preprocess)
+    family: dict[str, Any] = {"image": dataclasses.replace(image, size=size)}
     if "text" in towers:
-        bert = config.get("bert_config", {})  # in what we export
-        more, described = _describe_text(weights, text, text_prefix, quick_gelu, folder, bert)
+        more, described = describe_text(weights, text, start=start, quick_gelu=quick_gelu,
+                                        folder=folder, is_siglip=is_siglip)  # fmt: skip
         fields, family = fields | more, family | described
+    check_sizes("", config, {"embed_dim": fields["embed_dim"]})
     has_bias = "logit_bias" in weights
-    start: dict[str, Any] = {"init_temperature": 0.1, "init_logit_bias": -10.0} if has_bias else {}
-    model = ClipConfig(**fields, **start, dtype="float32")
-    said = ["activation gelu and heads of width 64: the file does not say"] if not config else []
+    if has_bias:
+        fields |= {"init_temperature": 0.1, "init_logit_bias": -10.0}
+    model = ClipConfig(**fields, dtype="float32")
     return Family(
         name="OpenCLIP",
         model=model,
         weights=weights,
-        rules=rules(
-            model,
-            towers=towers,
-            text_prefix=text_prefix,
-            has_bias=has_bias,
-            is_pmc_clip=PMC_CLIP_ONLY in weights,
-        ),
+        rules=rules(model, towers=towers, text_prefix=start, has_bias=has_bias,
+                    is_pmc_clip=PMC_CLIP_ONLY in weights),
         towers=towers,
-        assumed=said,
+        assumed=assumed + unsure,
         **family,
-    )
+    )  # fmt: skip
 
 
-def _preprocessing(image: ImageConfig, size: int, values: dict[str, Any]) -> ImageConfig:
+def _quick_gelu(weights: Weights, config: dict[str, Any], file_name: str) -> tuple[bool, list[str]]:
+    """Whether OpenCLIP's own towers have QuickGELU, and what was assumed for it."""
+    if config:
+        return bool(config.get("quick_gelu", False)), []
+    if OPENAI_ONLY in weights:
+        return True, []
+    if not any("transformer.resblocks." in name for name in weights):
+        return False, []
+    if "quickgelu" in file_name.lower():  # as OpenCLIP's files: vit_b_32-quickgelu-laion400m_e32
+        return True, [f"activation quick_gelu, as the name {file_name} says"]
+    return False, [
+        "activation gelu: the file does not say. If it is quick_gelu, put an open_clip_config.json "
+        'beside it: {"model_cfg": {"quick_gelu": true}}'
+    ]
+
+
+def _preprocessing(image: ImageConfig, values: dict[str, Any]) -> ImageConfig:
     mode = "shortest" if image.resize == "center_crop" else "squash"
     return dataclasses.replace(
         image,
-        size=size,
         resize=lookup(values, "resize_mode", mode, RESIZE_MODES),
         interpolation=lookup(values, "interpolation", "bicubic", INTERPOLATIONS),
         mean=tuple(values.get("mean", image.mean)),
@@ -133,148 +153,91 @@ def _preprocessing(image: ImageConfig, size: int, values: dict[str, Any]) -> Ima
     )
 
 
-def _depth(weights: Weights, start: str) -> int:
-    """Number of blocks whose names are `start` and a number."""
-    pattern = re.compile(re.escape(start) + r"\.(\d+)\.")
-    return len({m[1] for name in weights if (m := pattern.match(name))})
+Described = tuple[dict[str, Any], int, list[str]]  # fields of ClipConfig, image size, assumptions
 
 
-def _describe_image(
-    weights: Weights, vision: dict[str, Any], quick_gelu: bool
-) -> tuple[dict[str, Any], int]:
-    """Fields of ClipConfig, and the size of images."""
-    if "visual.layer1.0.conv1.weight" in weights:
-        return _describe_resnet(weights)
-    is_timm = "visual.trunk.patch_embed.proj.weight" in weights
-    start = "visual.trunk." if is_timm else "visual."
-    kernel = weights.shape(f"{start}{'patch_embed.proj' if is_timm else 'conv1'}.weight")
-    block = "blocks" if is_timm else "transformer.resblocks"
+def _describe_image(weights: Weights, config: dict[str, Any] | None, quick_gelu: bool) -> Described:
+    """An image tower; config: vision_cfg, None if there is none."""
+    if any(name.startswith("visual.layer1.") for name in weights):
+        return _describe_resnet(weights, config or {})
+    if any(name.startswith("visual.trunk.") for name in weights):
+        return _describe_timm(weights, config)
+    kernel = weights.shape("visual.conv1.weight")
     D, patch_size = kernel[0], kernel[-1]
-    hidden = weights.shape(f"{start}{block}.0.mlp.{'fc1' if is_timm else 'c_fc'}.weight")[0]
-    is_map = "visual.trunk.attn_pool.latent" in weights
-    heads = 16 if D in HEADS_16 else max(1, D // 64)
-    if "head_width" in vision:
-        heads = D // vision["head_width"]
-    eps = 1e-6 if is_timm else vision.get("norm_kwargs", {}).get("eps", 1e-5)
+    depth = block_count(weights, "visual.transformer.resblocks.")
+    hidden = weights.shape("visual.transformer.resblocks.0.mlp.c_fc.weight")[0]
+    size = patch_size * math.isqrt(weights.shape("visual.positional_embedding")[-2] - 1)
+    heads, unsure = 16 if D in HEADS_16 else max(1, D // 64), []
+    if config is None:
+        unsure.append(f"{heads} heads and {depth} blocks of the image tower: there is no config")
+    else:
+        config = DEFAULTS | config
+        found = {"width": D, "layers": depth, "patch_size": patch_size, "image_size": size}
+        check_sizes("vision_cfg.", config, found)
+        heads = D // config["head_width"]
     transformer = TransformerConfig(
         width=D,
-        depth=_depth(weights, start + block),
+        depth=depth,
         num_heads=heads,
         mlp_width=0 if hidden == 4 * D else hidden,
-        activation=_activation(vision, quick_gelu and not is_timm),
-        norm_epsilon=eps,
+        activation=activation(config or {}, quick_gelu),
+        norm_epsilon=epsilon(config or {}),
     )
-    name = f"{start}{'pos_embed' if is_timm else 'positional_embedding'}"
-    positions = weights.shape(name)[-2] - (not is_map)
-    tower = ViTConfig(
-        patch_size=patch_size,
-        transformer=transformer,
-        pool="map" if is_map else "class_token",
-        pre_norm=not is_timm,
-        patch_bias=is_timm,
-    )
-    proj = "visual.proj" if not is_timm else "visual.head.proj.weight"
-    fields = {"image": tower, "image_projection": proj in weights, "embed_dim": D}
-    if proj in weights:
-        fields["embed_dim"] = weights.shape(proj)[0 if is_timm else 1]
-    return fields, patch_size * math.isqrt(positions)
+    fields = {"image": ViTConfig(patch_size=patch_size, transformer=transformer),
+              "image_projection": True, "embed_dim": weights.shape("visual.proj")[1]}  # fmt: skip
+    return fields, size, unsure
 
 
-def _describe_resnet(weights: Weights) -> tuple[dict[str, Any], int]:
+def _describe_timm(weights: Weights, config: dict[str, Any] | None) -> Described:
+    """A ViT of timm: its name fixes its sizes, and its activation."""
+    kernel = weights.shape("visual.trunk.patch_embed.proj.weight")
+    D, patch_size = kernel[0], kernel[-1]
+    depth = block_count(weights, "visual.trunk.blocks.")
+    hidden = weights.shape("visual.trunk.blocks.0.mlp.fc1.weight")[0]
+    is_map = any(name.startswith("visual.trunk.attn_pool.") for name in weights)
+    pool = "map" if is_map else "class_token"
+    size = patch_size * math.isqrt(weights.shape("visual.trunk.pos_embed")[-2] - (not is_map))
+    usual = timm_name(pool, D, depth, patch_size, size)
+    name = (config or {}).get("timm_model_name", usual)
+    if (said := timm_sizes(name)) and said != (pool, D, depth):
+        raise ValueError(
+            f"vision_cfg.timm_model_name is {name} in the config, whose pool, width and depth are "
+            f"{said}, and the weights have {(pool, D, depth)}. They are incomplete, or not those "
+            "of this config."
+        )
+    kind = TIMM.get((pool, D, depth))
+    unsure = (
+        [] if said else [f"activation gelu and {depth} blocks: no ViT of timm known here is so"]
+    )
+    transformer = TransformerConfig(
+        width=D,
+        depth=depth,
+        num_heads=kind.num_heads if kind else max(1, D // 64),
+        mlp_width=0 if hidden == 4 * D else hidden,
+        activation=timm_activation(name),
+        norm_epsilon=1e-6,
+    )
+    tower = ViTConfig(patch_size=patch_size, transformer=transformer, pool=pool, pre_norm=False,
+                      patch_bias=True)  # fmt: skip
+    is_projected = "visual.head.proj.weight" in weights
+    if config is not None:
+        lookup(config, "timm_pool", "avg", {"map": None} if is_map else {"": None, "token": None})
+        kinds = {"linear": True, "none": False, "": False}
+        is_projected = lookup(config, "timm_proj", "linear", kinds)
+    embed_dim = weights.shape("visual.head.proj.weight")[0] if is_projected else D
+    fields = {"image": tower, "image_projection": is_projected, "embed_dim": embed_dim}
+    return fields, size, unsure
+
+
+def _describe_resnet(weights: Weights, config: dict[str, Any]) -> Described:
     stages = []
-    while depth := _depth(weights, f"visual.layer{len(stages) + 1}"):
+    while depth := block_count(weights, f"visual.layer{len(stages) + 1}."):
         stages.append(depth)
     tower = ResNetConfig(stages=tuple(stages), stem_width=weights.shape("visual.conv3.weight")[0])
     tower.num_heads = max(1, tower.width // 64)
     positions = weights.shape("visual.attnpool.positional_embedding")[0] - 1
+    size = tower.stride * math.isqrt(positions)
+    found = {"layers": stages, "width": tower.stem_width, "image_size": size}
+    check_sizes("vision_cfg.", config, found)
     embed_dim = weights.shape("visual.attnpool.c_proj.weight")[0]
-    fields = {"image": tower, "image_projection": True, "embed_dim": embed_dim}
-    return fields, tower.stride * math.isqrt(positions)
-
-
-def _activation(values: dict[str, Any], quick_gelu: bool) -> str:
-    is_tanh = values.get("act_kwargs", {}).get("approximate") == "tanh"
-    return "quick_gelu" if quick_gelu else "gelu_tanh" if is_tanh else "gelu"
-
-
-def _describe_text(
-    weights: Weights,
-    text: dict[str, Any],
-    start: str,
-    quick_gelu: bool,
-    folder: Path | None,
-    bert: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of ClipConfig, and of Family."""
-    if f"{start}transformer.embeddings.word_embeddings.weight" in weights:
-        return _describe_bert(weights, text, start, folder, bert)
-    length, D = weights.shape(f"{start}positional_embedding")
-    hidden = weights.shape(f"{start}transformer.resblocks.0.mlp.c_fc.weight")[0]
-    is_siglip = text.get("no_causal_mask", "logit_bias" in weights)
-    transformer = TransformerConfig(
-        width=D,
-        depth=_depth(weights, f"{start}transformer.resblocks"),
-        num_heads=text.get("heads", max(1, D // 64)),
-        mlp_width=0 if hidden == 4 * D else hidden,
-        activation=_activation(text, quick_gelu),
-        norm_epsilon=text.get("norm_kwargs", {}).get("eps", 1e-6 if is_siglip else 1e-5),
-    )
-    pools = {"argmax": "eot", "eos": "eot", "last": "last", "first": "first"}
-    pool = lookup(text, "pool_type", "last" if is_siglip else "argmax", pools)
-    name = f"{start}text_projection"
-    has_bias = f"{name}.bias" in weights
-    vocab_size = weights.shape(f"{start}token_embedding.weight")[0]
-    fields = {
-        "text": TextConfig(transformer=transformer, is_causal=not is_siglip, pool=pool),
-        "text_projection": "linear" if has_bias or name in weights else "none",
-        "projection_bias": has_bias,
-    }
-    spiece = first_existing(folder, "spiece.model", "tokenizer.model")
-    if is_siglip:
-        is_gemma = vocab_size == 256_000
-        path = spiece or first_existing(folder, "tokenizer.json")
-        special = {"eos": "<eos>", "pad": "<pad>"} if is_gemma else {"eos": "</s>", "pad": "</s>"}
-        # open_clip's clean=canonicalize
-        tokenizer = TokenizerConfig(
-            path=path, context_length=length, bos="", clean="canonical", **special
-        )
-        return fields, {"tokenizer": tokenizer, "vocab_size": vocab_size, "eos_id": 1,
-                        "pad_id": 0 if is_gemma else 1}  # fmt: skip
-    path = first_existing(folder, "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json")
-    special = special_tokens(folder) if path.endswith(".json") else {}
-    if special and vocab_size == 49_408:
-        special["pad"] = "!"  # id 0, as open_clip pads
-    tokenizer = TokenizerConfig(path=path, context_length=length, **special)
-    return fields, {"tokenizer": tokenizer, "vocab_size": vocab_size, "eos_id": vocab_size - 1}
-
-
-def _describe_bert(
-    weights: Weights,
-    text: dict[str, Any],
-    start: str,
-    folder: Path | None,
-    config: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    tower, vocab_size = bert_tower(
-        weights, _with_heads(weights, config, start), f"{start}transformer."
-    )
-    is_pmc_clip = PMC_CLIP_ONLY in weights  # it gives BERT no attention mask
-    tower.mask_padding = not is_pmc_clip
-    poolers = {"cls_last_hidden_state_pooler": "first", "mean_pooler": "mean"}
-    tower.pool = lookup(text, "hf_pooler_type", "cls_last_hidden_state_pooler", poolers)
-    projection = {f"{start}proj.0.weight": "mlp", f"{start}proj.weight": "linear",
-                  f"{start}proj": "linear"}  # fmt: skip
-    found = [kind for name, kind in projection.items() if name in weights]
-    return {"text": tower, "text_projection": found[0] if found else "none"}, {
-        "tokenizer": bert_tokenizer(
-            folder, min(tower.max_positions, text.get("context_length", 77 if is_pmc_clip else 256))
-        ),
-        "vocab_size": vocab_size,
-        "pad_id": config.get("pad_token_id", 0),
-        "eos_id": -1,
-    }
-
-
-def _with_heads(weights: Weights, config: dict[str, Any], start: str) -> dict[str, Any]:
-    width = weights.shape(f"{start}transformer.embeddings.word_embeddings.weight")[1]
-    return {"num_attention_heads": max(1, width // 64)} | config
+    return {"image": tower, "image_projection": True, "embed_dim": embed_dim}, size, []

@@ -3,8 +3,10 @@
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.pretrained.huggingface_table import BERT
 from jaxclip.models.pretrained.table import (
+    QKV,
     Rule,
     batched,
+    block_rules,
     class_and_positions,
     convolution,
     fused,
@@ -20,22 +22,21 @@ from jaxclip.models.resnet import ResNetConfig
 from jaxclip.models.text import TextConfig
 from jaxclip.models.vit import ViTConfig
 
-QKV = ("attention/query", "attention/key", "attention/value")
-BLOCK = (
-    norm("norm1", "ln_1")
-    + norm("norm2", "ln_2")
-    + fused(QKV, "attn.in_proj_weight", "attn.in_proj_bias")
-    + linear("attention/out", "attn.out_proj")
-    + linear("mlp/up", "mlp.c_fc")
-    + linear("mlp/down", "mlp.c_proj")
+BLOCK = block_rules(
+    "ln_1",
+    "ln_2",
+    fused(QKV, "attn.in_proj_weight", "attn.in_proj_bias"),
+    out="attn.out_proj",
+    up="mlp.c_fc",
+    down="mlp.c_proj",
 )
-TIMM_BLOCK = (
-    norm("norm1", "norm1")
-    + norm("norm2", "norm2")
-    + fused(QKV, "attn.qkv.weight", "attn.qkv.bias")
-    + linear("attention/out", "attn.proj")
-    + linear("mlp/up", "mlp.fc1")
-    + linear("mlp/down", "mlp.fc2")
+TIMM_BLOCK = block_rules(
+    "norm1",
+    "norm2",
+    fused(QKV, "attn.qkv.weight", "attn.qkv.bias"),
+    out="attn.proj",
+    up="mlp.fc1",
+    down="mlp.fc2",
 )
 TIMM_MAP_HEAD = [
     same("probe", "latent"),
@@ -118,9 +119,8 @@ def rules(
     is_pmc_clip: bool = False,
 ) -> list[Rule]:
     """The table of CLIP (text_prefix "") or CustomTextCLIP ("text.")."""
-    found = [shaped("logit_scale", "logit_scale", 0, 0)]
-    if has_bias:
-        found.append(shaped("logit_bias", "logit_bias", 0, 0))
+    scalars = ("logit_scale", "logit_bias") if has_bias else ("logit_scale",)
+    found = [shaped(name, name, 0, 0) for name in scalars] if len(towers) == 2 else []
     kind = image_kind(model)
     if "image" in towers and kind == "resnet":
         assert isinstance(model.image, ResNetConfig)

@@ -9,7 +9,8 @@ Shape letters: L blocks, D width, N heads, H head size, P patch size, T position
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -30,7 +31,6 @@ class Rule:
     theirs: tuple[str, ...]
     read: Callable[..., tuple[np.ndarray, ...]] = lambda *x: x
     write: Callable[..., tuple[np.ndarray, ...]] = lambda *x: x
-    optional: bool = False  # a file may lack it; ours then stay fresh
 
     def prefixed(self, ours: str, theirs: str) -> "Rule":
         return dataclasses.replace(
@@ -94,6 +94,23 @@ def fused(ours: Sequence[str], weight: str, bias: str) -> list[Rule]:
     ]
 
 
+QKV = ("attention/query", "attention/key", "attention/value")
+
+
+def separate(*theirs: str) -> list[Rule]:
+    """Queries, keys and values in a linear layer each."""
+    return [rule for ours, name in zip(QKV, theirs, strict=True) for rule in linear(ours, name)]
+
+
+def block_rules(
+    norm1: str, norm2: str, attention: Sequence[Rule], out: str, up: str, down: str
+) -> list[Rule]:
+    """A transformer block of PyTorch: norms, queries, keys and values, and linear layers."""
+    layers = (("attention/out", out), ("mlp/up", up), ("mlp/down", down))
+    found = norm("norm1", norm1) + norm("norm2", norm2) + list(attention)
+    return found + [rule for ours, theirs in layers for rule in linear(ours, theirs)]
+
+
 def convolution(ours: str, theirs: str) -> Rule:
     """PyTorch's [out, in, height, width] against our [height, width, in, out]."""
     return Rule(
@@ -118,7 +135,7 @@ def class_and_positions(class_token: str, positions: str) -> Rule:
     """A class token, and positions whose row 0 is the class token's.
 
     Ours is the sum of token and row 0. Written back, the token has all of it and row 0 is zeros.
-    Leading dimensions of size 1, as timm and Hugging Face's ViT have them, are written by `shaped`.
+    Leading dimensions of size 1, which timm and Hugging Face's ViT have, are written by `batched`.
     """
 
     def read(token, table):
@@ -148,6 +165,7 @@ class Report:
     resized: list[str] = dataclasses.field(default_factory=list)  # "path: [16, 8] -> [25, 8]"
     fresh: list[str] = dataclasses.field(default_factory=list)  # our paths, left at random
     unused: list[str] = dataclasses.field(default_factory=list)  # their names
+    assumed: list[str] = dataclasses.field(default_factory=list)  # what the file does not say
 
     def lines(self) -> list[str]:
         lines = [f"Loaded {len(self.loaded)} parameters"]
@@ -159,7 +177,12 @@ class Report:
             if names := getattr(self, field):
                 shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
                 lines.append(f"{what} ({len(names)}): {shown}")
-        return lines
+        return lines + [f"Assumed: {line}" for line in self.assumed]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all was loaded as it is, and nothing else was there."""
+        return not (self.resized or self.fresh or self.unused or self.assumed)
 
 
 def read(
@@ -175,44 +198,70 @@ def read(
     Raises:
       ValueError: a tensor is missing, or its shape does not fit; names both sides.
     """
-    report, leaves, used, missing = Report(), {}, set(), []
-    for rule in rules:
-        paths = [path for path in rule.ours if path in shapes]
-        if not paths:
-            continue
-        depth = shapes[paths[0]][0] if "{i}" in rule.theirs[0] else None
-        names = [list(_names(rule.theirs, i)) for i in range(depth or 1)]
-        absent = [name for block in names for name in block if name not in tensors]
-        if absent:
-            if rule.optional and len(absent) == sum(map(len, names)):
-                continue
-            missing += absent
-            continue
-        used.update(name for block in names for name in block)
-        leaves |= _read_rule(rule, tensors, names, shapes, depth, source, report)
+    matched, missing, unused = match(rules, tensors, shapes)
     if missing:
         raise ValueError(
             f"{source} lacks {len(missing)} tensors that the model needs: {', '.join(missing[:4])}"
             f"{', ...' if len(missing) > 4 else ''}. Is it complete, and of this family?"
         )
+    if strange := in_blocks(unused, matched):
+        raise ValueError(
+            f"{source} has {len(strange)} tensors in its blocks that the model has no place for: "
+            f"{', '.join(strange[:4])}{', ...' if len(strange) > 4 else ''}. It is deeper than its "
+            "config says, or has parts that are not built here."
+        )
+    report, leaves = Report(unused=unused), {}
+    for rule, blocks in matched:
+        leaves |= _read_rule(rule, tensors, blocks, shapes, source, report)
     report.loaded = list(leaves)
     report.fresh = [path for path in shapes if path not in leaves]
-    report.unused = [name for name in tensors if name not in used]
     return leaves, report
+
+
+Matched = list[tuple[Rule, list[list[str]]]]  # rules, and their tensors' names, block by block
+
+
+def match(
+    rules: Sequence[Rule], names: Collection[str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Matched, list[str], list[str]]:
+    """Which tensors are which leaves, by name alone.
+
+    Returns:
+      The rules of these leaves with their tensors' names; names that the file lacks; names in it
+      that are not used.
+    """
+    matched: Matched = []
+    for rule in rules:
+        path = next((path for path in rule.ours if path in shapes), None)
+        if path is None:
+            continue
+        depth = shapes[path][0] if "{i}" in rule.theirs[0] else 1
+        matched.append((rule, [_names(rule.theirs, i) for i in range(depth)]))
+    wanted = dict.fromkeys(name for _, blocks in matched for block in blocks for name in block)
+    missing = [name for name in wanted if name not in names]
+    return matched, missing, [name for name in names if name not in wanted]
+
+
+def in_blocks(names: Sequence[str], matched: Matched) -> list[str]:
+    """Those that belong to the blocks of a tower that is read: without them it is another one."""
+    starts = {name.split("{i}")[0] for rule, _ in matched for name in rule.theirs if "{i}" in name}
+    pattern = re.compile(f"({'|'.join(map(re.escape, starts))})\\d+[./]") if starts else None
+    return [name for name in names if pattern and pattern.match(name)]
 
 
 def _contiguous(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, order="C")  # np.ascontiguousarray would give a scalar a dimension
 
 
-def _names(theirs: Sequence[str], i: int) -> Iterator[str]:
-    return (name.replace("{i}", str(i)) for name in theirs)
+def _names(theirs: Sequence[str], i: int) -> list[str]:
+    return [name.replace("{i}", str(i)) for name in theirs]
 
 
-def _read_rule(rule, tensors, names, shapes, depth, source, report) -> dict[str, np.ndarray]:
+def _read_rule(rule, tensors, blocks, shapes, source, report) -> dict[str, np.ndarray]:
     """The leaves of one rule; blocks are stacked as they come, so that none is held twice."""
     leaves: dict[str, np.ndarray] = {}
-    for i, block in enumerate(names):
+    is_stacked = "{i}" in rule.theirs[0]
+    for i, block in enumerate(blocks):
         loaded = [np.asarray(tensors[name]) for name in block]
         try:
             values = rule.read(*loaded)
@@ -221,13 +270,13 @@ def _read_rule(rule, tensors, names, shapes, depth, source, report) -> dict[str,
         for path, value in zip(rule.ours, values, strict=False):
             if path not in shapes:
                 continue
-            expected = shapes[path] if depth is None else shapes[path][1:]
+            expected = shapes[path][1:] if is_stacked else shapes[path]
             theirs = f"{', '.join(block)} ({', '.join(str(list(x.shape)) for x in loaded)})"
             value = _fit(path, value.astype(np.float32), expected, f"{source}: {theirs}", report)
-            if depth is None:
-                leaves[path] = np.asarray(value, order="C")
+            if is_stacked:
+                leaves.setdefault(path, np.empty(shapes[path], np.float32))[i] = value
             else:
-                leaves.setdefault(path, np.empty((depth, *expected), np.float32))[i] = value
+                leaves[path] = np.asarray(value, order="C")
     return leaves
 
 
@@ -254,9 +303,6 @@ def write(rules: Sequence[Rule], leaves: Tensors) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     written = set()
     for rule in rules:
-        if not all(path in leaves for path in rule.ours):
-            assert rule.optional and not any(path in leaves for path in rule.ours), rule.ours
-            continue
         values = [np.asarray(leaves[path], np.float32) for path in rule.ours]
         written.update(rule.ours)
         if "{i}" in rule.theirs[0]:

@@ -1,6 +1,5 @@
 """Imported models against what the original libraries computed (make_fixtures.py)."""
 
-import ast
 import copy
 import dataclasses
 import functools
@@ -8,7 +7,6 @@ import importlib.util
 import json
 import pathlib
 import pickle
-import re
 
 import jax
 import numpy as np
@@ -17,17 +15,12 @@ import safetensors.numpy
 
 import jaxclip
 from jaxclip.models import clip
-from jaxclip.models.bert import BertConfig
 from jaxclip.models.pretrained import (
-    big_vision,
     load_into,
     load_params,
     open_checkpoint,
-    openclip,
-    param_shapes,
 )
-from jaxclip.models.pretrained.files import Tensor, Weights, open_weights
-from jaxclip.models.resnet import ResNetConfig
+from jaxclip.models.pretrained.files import open_weights
 from tests.models.pretrained.fixtures import (
     FOLDER,
     NAMES,
@@ -47,7 +40,7 @@ def test_embeddings_equal_the_original_library(name, tmp_path):
     family = open_checkpoint(str(write_folder(tmp_path / name, fixture)))
     family.model.validate(family.image.size)
     params, report = load_params(family)
-    assert set(report.fresh) <= {"logit_scale", "logit_bias"}
+    assert not report.fresh and not report.resized
     assert all("pooler" in unused for unused in report.unused)  # BERT's and ViT's, not used
     found = embeddings(family, params, fixture)
     assert found
@@ -96,61 +89,6 @@ def test_embeddings_equal_big_vision(name):
     np.testing.assert_allclose(params["logit_bias"], golden["bias"][0], rtol=1e-6)
 
 
-# name of a list: the model that the names and shapes alone must lead to
-STATE_DICTS = {
-    "bv_siglip_b16_224": ("siglip", 203.16),
-    "bv_siglip2_b16_256": ("siglip", 375.23),
-    "bv_siglip2_b16_naflex": ("naflex", 375.23),
-    "bv_siglip2_so400m14_224": ("siglip", None),
-    "bv_siglip2_gopt16_256": ("siglip", 1871.4),
-    "openclip_ViT-B-16": ("clip", 149.62),
-    "openclip_ViT-L-14": ("clip", 427.62),
-    "openclip_ViT-B-16-SigLIP": ("siglip", 203.16),
-    "openclip_RN50": ("resnet", 102.06),  # 53,120 are statistics of batch norm
-    "openclip_BiomedCLIP_recipe": ("bert", 195.9),
-}
-
-
-@pytest.mark.parametrize("name", STATE_DICTS)
-def test_every_tensor_of_a_published_model_has_its_place(name):
-    """From lists of names and shapes of the full-sized models; no weights."""
-    file = GOLDEN.parent / f"reference/state_dicts/{name}.txt"
-    if not file.exists():
-        pytest.skip(f"needs ../shared/reference/state_dicts/{name}.txt")
-    rows = (line.split("\t") for line in file.read_text().splitlines() if "\t" in line)
-    shapes = {row[0]: ast.literal_eval(row[1]) for row in rows}
-    zeros = functools.partial(np.broadcast_to, np.float32(0))  # takes no memory
-    weights = Weights({k: Tensor(s, functools.partial(zeros, s)) for k, s in shapes.items()})
-    module = big_vision if name.startswith("bv") else openclip
-    family = module.describe(module.recognise(weights), None)
-    kind, millions = STATE_DICTS[name]
-    text, image = family.model.text, family.model.image
-    found = {
-        "resnet": isinstance(image, ResNetConfig),
-        "bert": isinstance(text, BertConfig),
-        "naflex": getattr(image, "naflex", False),
-        "siglip": getattr(image, "pool", "") == "map" and not getattr(image, "naflex", False),
-        "clip": getattr(image, "pre_norm", False),
-    }
-    assert [k for k, is_so in found.items() if is_so] == [kind]
-    wanted = param_shapes(family.model, family.inputs)
-    named = {theirs for rule in family.rules for theirs in rule.theirs}
-    patterns = [re.compile(re.escape(n).replace(r"\{i\}", r"\d+")) for n in named]
-    left = [n for n in family.weights if not any(p.fullmatch(n) for p in patterns)]
-    assert all("num_batches_tracked" in n for n in left)
-    ours = {path for rule in family.rules for path in rule.ours}
-    assert set(wanted) - ours <= {"logit_bias"}
-    for rule in family.rules:  # one block of each, as reading them all would take gigabytes
-        if rule.ours[0] in wanted:
-            tensors = [family.weights[n.replace("{i}", "0")] for n in rule.theirs]
-            for path, value in zip(rule.ours, rule.read(*tensors), strict=True):
-                expected = wanted[path][1:] if "{i}" in rule.theirs[0] else wanted[path]
-                assert value.shape == expected, path
-    if millions:
-        total = sum(int(np.prod(s)) for s in wanted.values()) / 1e6
-        assert total == pytest.approx(millions, abs=0.06)
-
-
 def renamed_fixture(name, rename):
     fixture = read_fixture(name)
     return {new: random_tensor(old, tuple(s)) for old, s in fixture["tensors"].items()
@@ -171,7 +109,7 @@ def test_mmlearn_and_distributed_checkpoints_are_openclip_under_other_names(tmp_
         tensors = renamed_fixture("openclip_biomedclip", rename)
         safetensors.numpy.save_file(tensors, tmp_path / kind / "last.safetensors")
         params, report = load_params(open_checkpoint(str(tmp_path / kind)))
-        assert report.fresh == ["logit_bias"] and not report.unused
+        assert report.is_plain or report.assumed and not report.unused and not report.fresh
         jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 

@@ -20,9 +20,9 @@ from PIL import Image
 
 from data_pipelines.options import take_beam_options
 from data_pipelines.pmc import articles as sources
-from data_pipelines.pmc.build import PmcOptions, build_pmc
+from data_pipelines.pmc.build import build_pmc
 from data_pipelines.pmc.context import ContextOptions
-from data_pipelines.pmc.records import FigureOptions
+from data_pipelines.pmc.options import PmcOptions
 from jaxclip.data.image import decode_image
 from jaxclip.data.record import Dataset
 from tests.pipelines.pmc.articles import article, fig, picture, write_articles
@@ -30,11 +30,11 @@ from tests.pipelines.pmc.articles import article, fig, picture, write_articles
 BEAM = ("--runner=DirectRunner", "--direct_num_workers=1")
 
 
-def build(source, out, *, beam=(), figures=None, context=None, **options) -> Dataset:
+def build(source, out, *, beam=(), context=None, **options) -> Dataset:
     options = {"workers": 1, "tokenizer_vocab": 0, "articles_per_shard": 2} | options
+    options = {"panels": "figures"} | options
     pmc = PmcOptions(input=os.fspath(source), out=os.fspath(out), **options)
-    figures = FigureOptions(panels="figures", **figures or {})
-    return build_pmc(pmc, figures, ContextOptions(**context or {}), beam)
+    return build_pmc(pmc, ContextOptions(**context or {}), beam)
 
 
 def drops(dataset: Dataset) -> collections.Counter:
@@ -119,6 +119,34 @@ def test_beam_options_leave_the_command_line():
     assert take_beam_options(["x", "--flink_master=h:1"]) == []
 
 
+# --- What only all records together can tell ----------------------------------------------------
+
+
+def test_duplicates_within_and_across_datasets(built, tmp_path):
+    """PMC1 has a picture of `built`; PMC2 the same bytes; PMC3 the same, smaller and encoded anew;
+    PMC4 another one with the caption of PMC1 in other letters; PMC5 nothing that anybody has."""
+    smaller = Image.open(io.BytesIO(picture(101))).resize((64, 48), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    smaller.save(buffer, "JPEG", quality=70)
+    images = [picture(101), picture(101), buffer.getvalue(), picture(7), picture(8)]
+    captions = ["A mouse (CT).", "Two.", "Three.", "a Mouse, CT", "Five."]
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+        directory = tmp_path / f"in/PMC{number}"
+        directory.mkdir(parents=True)
+        (directory / "a.nxml").write_bytes(article(fig(1, f"<p>{caption}</p>"), number))
+        (directory / "f1.jpg").write_bytes(image)
+    others = (os.fspath(built.path),)
+    table = build(tmp_path / "in", tmp_path / "ds", duplicates_of=others).metadata
+    assert table["duplicate_cluster"].to_pylist() == [0, 0, 0, 3, 4]
+    assert table["caption_cluster"].to_pylist() == [0, 1, 2, 0, 4]
+    assert table["duplicate_in"].to_pylist() == ["ds", "ds", "ds", None, None]
+    exact = build(tmp_path / "in", tmp_path / "exact", duplicate_bits=0).metadata
+    assert exact["duplicate_cluster"].to_pylist()[:2] == [0, 0]
+    assert "duplicate_in" not in exact.column_names
+    none = build(tmp_path / "in", tmp_path / "none", duplicate_bits=-1).metadata
+    assert "duplicate_cluster" not in none.column_names
+
+
 # --- Images and captions that are not what they should be --------------------------------------
 
 
@@ -172,7 +200,7 @@ def test_licences_are_kept_apart(tmp_path):
         licence = f"https://creativecommons.org/licenses/{kind}/4.0" if kind else "none"
         (directory / "a.xml").write_bytes(article(fig(1, "<p>a</p>"), number, licence))
         (directory / "f1.jpg").write_bytes(picture(number))
-    dataset = build(tmp_path / "in", tmp_path / "ds", figures={"licences": ("commercial",)})
+    dataset = build(tmp_path / "in", tmp_path / "ds", licences=("commercial",))
     assert dataset.metadata["licence"].to_pylist() == ["CC BY 4.0"]
     assert drops(dataset) == {"licence": 2}
 
@@ -184,8 +212,7 @@ def test_a_split_is_of_articles(tmp_path):
         directory.mkdir(parents=True)
         (directory / "a.nxml").write_bytes(article(text, number))
         (directory / "f1.jpg").write_bytes(picture(number))
-    shares = {"split": (0.4, 0.3, 0.3)}
-    table = build(tmp_path / "in", tmp_path / "ds", figures=shares).metadata
+    table = build(tmp_path / "in", tmp_path / "ds", split=(0.4, 0.3, 0.3)).metadata
     splits = collections.defaultdict(set)
     for row in table.select(["article_id", "split"]).to_pylist():
         splits[row["article_id"]].add(row["split"])
@@ -277,13 +304,17 @@ def test_a_bulk_archive_of_many_articles(tmp_path):
         ({"input": ""}, "input is not set"),
         ({"input": "/nowhere"}, "does not exist"),
         ({"input": "EMPTY"}, "has no .nxml"),
+        ({"input": "EMPTY", "panels": "all"}, r"panels \(.all.\) must be one of"),
+        ({"input": "EMPTY", "duplicate_bits": 17}, r"duplicate_bits \(17\) must be 0 to 16"),
+        ({"input": "EMPTY", "duplicates_of": ("x",), "duplicate_bits": -1}, "duplicates_of needs"),
     ],
 )
 def test_mistakes_are_told(tmp_path, options, message):
     (tmp_path / "empty").mkdir()
-    source = options["input"].replace("EMPTY", os.fspath(tmp_path / "empty"))
+    options = dict(options)
+    source = options.pop("input").replace("EMPTY", os.fspath(tmp_path / "empty"))
     with pytest.raises(ValueError, match=message):
-        build(source, tmp_path / "ds")
+        build(source, tmp_path / "ds", **options)
 
 
 # --- Real articles -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.pmc.jats import OWN_TERMS, XmlError, parse_article
 from data_pipelines.pmc.licence import licence_group, licence_name
-from data_pipelines.pmc.mentions import find_mentions, label_key, sentences
+from data_pipelines.pmc.mentions import find_mentions, label_key
 from tests.pipelines.pmc.articles import article, fig
 
 BY_LABEL = {str(n): f"F{n}" for n in range(1, 9)} | {f"S{n}": f"S{n}" for n in (1, 2, 3)}
@@ -150,19 +150,6 @@ def test_citations_follow_links_before_words():
         "F3": [(0, run, ())],
     }
     assert len(parsed.paragraphs) == 2
-
-
-def test_sentences():
-    text = (
-        "See Fig. 2. It is new. A. Smith et al. found (p < 0.05. No) it in 20 min. Yes [3]. 3 mice"
-    )
-    assert [text[a:b] for a, b in sentences(text)] == [
-        "See Fig. 2.",
-        "It is new.",
-        "A. Smith et al. found (p < 0.05. No) it in 20 min.",
-        "Yes [3].",
-        "3 mice",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Models of others are scored as ours are, from bytes, pixels, paths; what is missing is told."""
+
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
+from jaxclip.data.record import Dataset
+from jaxclip.data.sources import DataConfig
+from jaxclip.evals import results
+from jaxclip.evals.embed import EmbeddingCache, fingerprint
+from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
+from jaxclip.evals.sets import of_dataset
+from jaxclip.evaluate import load_embedder, model_name, seeds_of
+from jaxclip.sharding import ShardingConfig, make_mesh
+from tests.conftest import tiny_example
+from tests.models.pretrained.fixtures import read_fixture, write_folder
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "../shared/golden"
+WORDS = ["red circle blue square green cross of the series number"] * 4
+
+
+@pytest.fixture(scope="module", params=["hf_clip_gelu", "openclip_vit", "big_vision"])
+def imported(request, tmp_path_factory):
+    """A checkpoint of each format, with a vocabulary of our own, as if it came without one."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "big_vision":
+        path = GOLDEN / "big_vision_siglip_mu16.npz"
+        if not path.exists():
+            pytest.skip("needs ../shared/golden/big_vision_siglip_mu16.npz")
+    else:
+        path = write_folder(folder / "model", read_fixture(request.param))
+    save_tokenizer(train_tokenizer(WORDS, vocab_size=60), folder / "tokenizer.json")
+    mesh = make_mesh(ShardingConfig())
+    return load_embedder(str(path), mesh, str(folder / "tokenizer.json"))
+
+
+def test_bytes_pixels_and_paths_of_an_image_are_one_image(imported, tmp_path):
+    images = [tiny_example(number).record.image for number in range(3)]
+    pixels = [cv2.imdecode(np.frombuffer(i, np.uint8), 1)[..., ::-1] for i in images]
+    paths = [tmp_path / f"{number}.png" for number in range(3)]  # no loss: as the pixels
+    for path, pixels_HW3 in zip(paths, pixels, strict=True):
+        cv2.imwrite(str(path), pixels_HW3[..., ::-1])
+    from_pixels = imported.encode_image([np.ascontiguousarray(p) for p in pixels])
+    np.testing.assert_array_equal(imported.encode_image(paths), from_pixels)
+    from_bytes = imported.encode_image([path.read_bytes() for path in paths])
+    np.testing.assert_array_equal(from_bytes, from_pixels)
+    # another JPEG decoder may round a pixel differently
+    np.testing.assert_allclose(imported.encode_image(images), from_pixels, atol=5e-3)
+    assert np.linalg.norm(from_pixels, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_of_others_is_scored(imported, tiny_dataset, tmp_path):
+    (split,) = of_dataset(DataConfig(path=(str(tiny_dataset),)), "validation")
+    cache = EmbeddingCache(imported, tmp_path)
+    found, nothing = evaluate_split(
+        cache, {"validation": split}, "validation",
+        SuiteOptions(suite=("retrieval", "representation", "probe")),
+    )  # fmt: skip
+    rows = results.rows_of(
+        found, model="x", set_name="tiny", split="validation", identity=split.identity, draws=20
+    )
+    assert {row["evaluator"] for row in rows} == {
+        "image_to_text", "text_to_image", "representation"
+    }  # fmt: skip
+    assert all(np.isfinite(row["value"]) for row in rows)
+    (line,) = nothing
+    assert line.startswith("probe of ") and "labels: None" in line
+    assert len(list(tmp_path.iterdir())) == 2  # images and captions, each once
+    assert fingerprint(imported) == cache.fingerprint
+
+
+def test_models_by_name():
+    assert seeds_of("A,B") == ["A", "B"]
+    assert seeds_of("RUN:random")[::7] == ["RUN:random0", "RUN:random7"]
+    assert model_name("runs/a/", object()) == "a"
+    with pytest.raises(FileNotFoundError, match="holds no run of jaxclip.train"):
+        load_embedder("nowhere:random0", make_mesh(ShardingConfig()))
+
+
+def test_records_of_one_dataset_are_read_when_they_are_asked_for(tiny_dataset):
+    (split,) = of_dataset(DataConfig(path=(str(tiny_dataset),)), "test")
+    dataset = Dataset(tiny_dataset)
+    positions = dataset.positions("test")
+    assert list(split.images) == [dataset[int(i)].image for i in positions]
+    assert split.images[1:3] == list(split.images)[1:3]

@@ -1,0 +1,209 @@
+"""A file that is not all of what its config describes is told, and so is what is assumed."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import jaxclip
+from jaxclip.models.pretrained import FORMATS, load_params, open_checkpoint, param_shapes
+from jaxclip.models.pretrained.files import Tensor, Weights, open_weights
+from jaxclip.models.pretrained.table import match
+from tests.models.pretrained.fixtures import (
+    NAMES,
+    embeddings,
+    read_fixture,
+    tensors_of,
+    write_folder,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tensor_can_be_missing_unnoticed(name, tmp_path):
+    """Each single one: a smaller model is not what was asked for."""
+    folder = write_folder(tmp_path / name, read_fixture(name))
+    weights = open_weights(folder)
+    module = next(m for m in FORMATS if m.recognise(weights) is not None)
+    whole = module.describe(module.recognise(weights), folder)
+    wanted = param_shapes(whole.model, whole.inputs)
+    wanted = {path: s for path, s in wanted.items() if path.split("/")[0] in whole.towers}
+    used = [n for n in whole.weights if n not in match(whole.rules, whole.weights, wanted)[2]]
+    for left_out in used:
+        rest = {n: Tensor(whole.weights.shape(n), functools.partial(whole.weights.__getitem__, n))
+                for n in whole.weights if n != left_out}  # fmt: skip
+        try:
+            family = module.describe(Weights(rest), folder)
+        except ValueError:
+            continue
+        assert family.model == whole.model and family.towers == whole.towers, left_out
+        assert match(family.rules, rest, wanted)[1] == [left_out]
+
+
+def rewritten(folder, change):
+    """The folder with other tensors."""
+    (file,) = folder.glob("*.safetensors")
+    tensors = change(safetensors.numpy.load_file(file))
+    safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+    return str(folder)
+
+
+def without(*parts):
+    return lambda tensors: {k: v for k, v in tensors.items() if not any(p in k for p in parts)}
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "said"),
+    [
+        ("hf_clip_gelu", ["vision_model.encoder.layers.2."],
+         "num_hidden_layers is 3 in the config and 2 in the weights"),
+        ("hf_clip_gelu", ["text_projection"], "no tensor 'text_projection.weight'"),
+        ("hf_clip_gelu", ["text_model", "text_projection"], "have only the image tower"),
+        ("hf_siglip", ["vision_model.head."], "lacks 11 tensors .*: vision_model.head.probe"),
+        ("hf_bert", ["encoder.layer.1."], "num_hidden_layers is 2 in the config and 1 in"),
+        ("hf_vit", ["encoder.layer.2."], "num_hidden_layers is 3 in the config and 2 in"),
+        ("openclip_vit", ["visual.transformer.resblocks.2."],
+         "vision_cfg.layers is 3 in the config and 2 in the weights"),
+        ("openclip_vit", ["resblocks.1."], "text_cfg.layers is 2 in the config and 1 in"),
+        ("openclip_siglip2", ["text.text_projection"], "lacks 2 tensors"),
+        ("openclip_siglip2", ["text.transformer.resblocks.1."], "text_cfg.layers is 2 in the"),
+        ("openclip_siglip2", ["visual.trunk.attn_pool"], "timm_pool|isqrt|no tensor"),
+        ("openclip_biomedclip", ["text.proj."], "lacks 2 tensors .*text.proj.0.weight"),
+        ("openclip_biomedclip", ["visual.head"], "no tensor 'visual.head.proj.weight'"),
+        ("openclip_resnet", ["visual.layer4.1."], r"vision_cfg.layers is \[2, 1, 2, 2\] in the"),
+    ],
+)  # fmt: skip
+def test_a_smaller_model_than_its_config_is_refused(name, left_out, said, tmp_path):
+    folder = rewritten(write_folder(tmp_path / name, read_fixture(name)), without(*left_out))
+    with pytest.raises(ValueError, match=said):
+        load_params(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "said"),
+    [
+        ("hf_clip_gelu", "config.json", {"projection_dim": 41},
+         "projection_dim is 41 in the config and 40 in the weights"),
+        ("hf_bert", "config.json", {"vocab_size": 100}, "vocab_size is 100 in the config and 99"),
+        ("hf_vit", "config.json", {"image_size": 64}, "image_size is 64 in the config and 32"),
+        ("openclip_vit", "open_clip_config.json", {"model_cfg.embed_dim": 41},
+         "embed_dim is 41 in the config and 40"),
+        ("openclip_vit", "open_clip_config.json", {"model_cfg.text_cfg.context_length": 77},
+         "text_cfg.context_length is 77 in the config and 12"),
+        ("openclip_siglip2", "open_clip_config.json",
+         {"model_cfg.vision_cfg.timm_model_name": "vit_base_patch16_siglip_224"},
+         r"are \('map', 768, 12\), and the weights have \('map', 128, 2\)"),
+        ("openclip_vit", "open_clip_config.json", {"model_cfg.vision_cfg.ls_init_value": 0.1},
+         r"vision_cfg.ls_init_value \(0.1\) is not supported"),
+    ],
+)  # fmt: skip
+def test_a_config_of_another_model_is_refused(name, file, change, said, tmp_path):
+    folder = write_folder(tmp_path / name, read_fixture(name))
+    values = json.loads((folder / file).read_text())
+    for path, value in change.items():
+        *owners, field = path.split(".")
+        functools.reduce(dict.__getitem__, owners, values)[field] = value
+    (folder / file).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=said):
+        load_params(open_checkpoint(str(folder)))
+
+
+def test_parts_of_a_block_that_are_not_built_here_are_refused(tmp_path):
+    """Layer scale without a config that says so: the model would compute something else."""
+    folder = write_folder(tmp_path / "clip", read_fixture("openclip_vit"))
+    (folder / "open_clip_config.json").unlink()
+    name = "visual.transformer.resblocks.0.ls_1.gamma"
+    rewritten(folder, lambda tensors: tensors | {name: np.zeros(96, np.float32)})
+    with pytest.raises(ValueError, match=f"1 tensors in its blocks .*: {name}"):
+        load_params(open_checkpoint(str(folder)))
+
+
+# --- What a file does not say
+
+
+def openclip_file(tmp_path, name="openclip_vit", file="model.safetensors", **more):
+    """The weights alone, without a config."""
+    path = tmp_path / file
+    safetensors.numpy.save_file(tensors_of(read_fixture(name)) | more, path)
+    return open_checkpoint(str(path))
+
+
+def test_activation_of_openclip_weights_without_config(tmp_path):
+    def activation(family):
+        found = {t.transformer.activation for t in (family.model.image, family.model.text)}
+        assert len(found) == 1
+        return found.pop()
+
+    plain = openclip_file(tmp_path)
+    assert activation(plain) == "gelu" and "the file does not say" in plain.assumed[0]
+    named = openclip_file(tmp_path, file="vit_b_32-quickgelu-laion400m.safetensors")
+    assert activation(named) == "quick_gelu" and "as the name" in named.assumed[0]
+    # a folder's name says nothing
+    (tmp_path / "quickgelu").mkdir()
+    assert activation(openclip_file(tmp_path / "quickgelu")) == "gelu"
+    openai = openclip_file(tmp_path, file="openai.safetensors", input_resolution=np.array(32))
+    assert activation(openai) == "quick_gelu"
+    assert not any("activation" in line for line in openai.assumed)
+    config = {"model_cfg": {"quick_gelu": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert activation(openclip_file(tmp_path)) == "quick_gelu"
+
+
+def test_a_clip_with_logit_bias_is_no_siglip(tmp_path):
+    """Trained by OpenCLIP with its sigmoid loss: --siglip with CLIP's towers."""
+    fixture = read_fixture("openclip_vit")
+    fixture["tensors"]["logit_bias"] = []
+    fixture["files"]["open_clip_config.json"]["model_cfg"]["init_logit_bias"] = -10
+    folder = write_folder(tmp_path / "clip", fixture)
+    for path in (folder, folder / "open_clip_model.safetensors"):  # with the config, and without
+        if path != folder:
+            (folder / "open_clip_config.json").unlink()
+        family = open_checkpoint(str(path))
+        assert family.model.text.is_causal and family.model.text.pool == "eot"
+        assert family.model.text.transformer.norm_epsilon == 1e-5
+        params, report = load_params(family)
+        assert "logit_bias" in report.loaded and family.tokenizer.clean == "auto"
+        assert family.image.resize == "center_crop"
+
+
+def test_what_was_assumed_or_left_out_is_said_on_loading(tmp_path, caplog):
+    openclip_file(tmp_path, more=np.zeros(3, np.float32))
+    model = jaxclip.load(str(tmp_path / "model.safetensors"))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for part in (
+        "(OpenCLIP): Loaded",
+        "In the file, but not used (1): more",
+        "Assumed: activation",
+    ):
+        assert part in record.message
+    assert model.report.unused == ["more"]
+
+
+# --- One tower
+
+
+@pytest.mark.parametrize(
+    ("name", "tower", "architecture"),
+    [("hf_clip_gelu", "image", "CLIPVisionModel"), ("hf_clip_gelu", "text", "CLIPTextModel"),
+     ("hf_siglip", "image", "SiglipVisionModel"), ("hf_siglip", "text", "SiglipTextModel")],
+)  # fmt: skip
+def test_one_tower_alone_is_loaded_and_embeds(name, tower, architecture, tmp_path):
+    fixture = read_fixture(name)
+    start = {"image": "vision", "text": "text"}[tower]
+    config = fixture["files"]["config.json"]
+    kind = {"model_type": f"{config['model_type']}_{start}_model", "architectures": [architecture]}
+    fixture["files"] = {"config.json": config[f"{start}_config"] | kind}
+    fixture["tensors"] = {
+        k: v for k, v in fixture["tensors"].items() if k.startswith(f"{start}_model.")
+    }
+    model = jaxclip.load(str(write_folder(tmp_path / "tower", fixture)))
+    assert model.family.towers == (tower,) and not model.report.fresh and not model.report.unused
+    if name == "hf_siglip":  # its towers have all that embeddings need
+        other = {"image": "text", "text": "image"}[tower]
+        del fixture[f"{other}_embedding"]
+        for key, ours in embeddings(model.family, model.params, fixture).items():
+            np.testing.assert_allclose(ours, fixture[key], atol=1e-5)
+    elif tower == "image":
+        assert model.encode_image([np.zeros((9, 7, 3), np.uint8)]).shape == (1, 48)
