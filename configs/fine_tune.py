@@ -4,8 +4,9 @@ SigLIP, SigLIP 2, MedSigLIP, CLIP, OpenCLIP or BiomedCLIP, as a folder, a file, 
 Hugging Face hub; or a run of ours. Model, preprocessing and tokenizer are the checkpoint's; another
 image size resizes the position embeddings. The learning rate is a tenth of that from scratch. To
 lock the image tower: --config.optimizer.freeze="('image/.*',)". On images whose captions name their
-class this is fine-tuning for classification as in Goyal et al. 2022 (arXiv:2212.00638); score it
-with --config.eval.zero_shot=PROMPTS. Time: that of the model, five epochs.
+class this is fine-tuning for classification as in Goyal et al. 2022 (arXiv:2212.00638); equal
+captions are each other's matches then, --config.loss.positives=same_caption, and the score is
+--config.eval.zero_shot="('PROMPTS',)". Time: that of the model, five epochs.
 
   python -m jaxclip.train --config=configs/fine_tune.py:CHECKPOINT --config.data.path=DATASET \
       --workdir=RUN

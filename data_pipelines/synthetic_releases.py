@@ -129,7 +129,7 @@ TAR_LAYOUTS: dict[str, tuple[str, Callable[[int, bytes], tuple[str, Members]]]] 
 
 def write_tars(layout: str, folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> str:
     pattern, sample = TAR_LAYOUTS[layout]
-    samples = [sample(number, image) for number, image in enumerate(images)]
+    samples = list(map(sample, range(len(images)), images))
     (folder / pattern).parent.mkdir(parents=True, exist_ok=True)
     tars = [samples[i : i + SAMPLES_PER_TAR] for i in range(0, len(samples), SAMPLES_PER_TAR)]
     for number, part in enumerate(tars):
@@ -193,13 +193,10 @@ def write_pmc_oa(folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> 
         for number in range(len(images))
     ]
     files = {f"{PMC_OA_FOLDER}/{name(number)}": image for number, image in enumerate(images)}
-    extra = (
-        [row | {"image": f"PMC9_Fig9_{i}.jpg"} for i, row in enumerate(rows[:3])] if traps else []
-    )
+    extra = [row | {"image": f"PMC9_Fig9_{i}.jpg"} for i, row in enumerate(rows[: 3 * traps])]
     if traps:
         extra[1]["caption"] = ""
         files |= {f"{PMC_OA_FOLDER}/PMC9_Fig9_{i}.jpg": draw(i, 9, 9) for i in range(2)}
-    folder.mkdir(parents=True, exist_ok=True)
     _write_zip(folder / "images.zip", files)
     lines = [json.dumps(row) for row in rows + extra] + ['{"image": "cut'] * traps
     (folder / "pmc_oa.jsonl").write_text("\n".join(lines) + "\n")
@@ -285,7 +282,6 @@ def write_quilt(folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> s
         rows.append([1, "x", "video9_image_0.jpg", "quilt", "train", "", ""])
         rows.append([2, "", "video9_image_0.jpg", "quilt", "train", "", ""])
         rows.append([3, "gone", "video9_image_1.jpg", "quilt", "train", "", ""])
-    folder.mkdir(parents=True, exist_ok=True)
     _write_zip(folder / "quilt_1m.zip", files)
     _write_csv(folder / "quilt_1M_lookup.csv", columns, rows)
     return str(folder / "quilt_1M_lookup.csv")
@@ -297,6 +293,7 @@ def _write(file: pathlib.Path, data: bytes) -> None:
 
 
 def _write_zip(file: pathlib.Path, files: dict[str, bytes]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as opened:
         for member, data in files.items():
             opened.writestr(member, data)
@@ -339,13 +336,11 @@ class ReleaseOptions:
 
 def main(options: ReleaseOptions) -> None:
     """Raises ValueError: an option."""
-    if options.layout not in TRAPS:
-        raise ValueError(f"layout ({options.layout!r}) must be one of {', '.join(TRAPS)}.")
-    if not options.out:
-        raise ValueError("out is not set. Give --out=FOLDER.")
+    if options.layout not in TRAPS or not options.out:
+        raise ValueError(f"Give --out=FOLDER and --layout= one of {', '.join(TRAPS)}.")
     if options.size < 4:
         raise ValueError(f"size ({options.size}) must be at least 4.")
-    images = [draw(number) for number in range(options.size)]
+    images = list(map(draw, range(options.size)))
     read = write_release(options.layout, options.out, images, traps=options.traps)
     flags = [f"--{k}='{','.join(v) if isinstance(v, tuple) else v}'" for k, v in read.items()]
     print(f"python -m data_pipelines.corpora {' '.join(flags)} --out=DATASET")

@@ -3,7 +3,7 @@ r"""Scores one model or several, ours or anybody's, on a suite of evaluators.
     python -m jaxclip.evaluate --workdir=RUN --split=test
     python -m jaxclip.evaluate --model=RUN --model=RUN:random --set=vqa_rad --sets_dir=DIR \
         --suite=retrieval,zero_shot,probe,representation,robustness --out=RESULTS --page
-    python -m jaxclip.evaluate --compare=RESULTS_A --compare=RESULTS_B
+    python -m jaxclip.evaluate --compare=RESULTS_A --compare=RESULTS_B  # or one, of several models
 
 A model is the folder of a run, any checkpoint that jaxclip.load reads, or RUN:random, the model of
 a run with random parameters, of 8 seeds: what chance looks like. A,B,C are seeds of one recipe:
@@ -58,7 +58,7 @@ _DRAWS = flags.DEFINE_integer("draws", DRAWS, "Of the bootstrap.", lower_bound=0
 _OUT = flags.DEFINE_string("out", "", "Where results go; default: RUN/evaluation/SPLIT.")
 _CACHE = flags.DEFINE_string("cache", "", "Where embeddings are kept; default: OUT/embeddings.")
 _PAGE = flags.DEFINE_bool("page", False, "Also a page with pictures: OUT/index.html.")
-_COMPARE = flags.DEFINE_multi_string("compare", [], "Two results to compare, instead of scoring.")
+_COMPARE = flags.DEFINE_multi_string("compare", [], "Results whose models to compare.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Vocabulary of checkpoints that come without one."
 )
@@ -254,11 +254,17 @@ def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
 
 
 def _compare(files: Sequence[str]) -> None:
-    if len(files) != 2:
-        raise ValueError(f"--compare was given {len(files)} times. Name two results.")
-    rows = results.compared(*(results.read(file) for file in files))
+    """The first model of the results with each other one of them."""
+    tables = []
+    for file in files:
+        rows = results.read(file)
+        models = dict.fromkeys(row["model"] for row in rows)
+        tables += [[row for row in rows if row["model"] == model] for model in models]
+    if len(tables) < 2:
+        raise ValueError(f"--compare ({', '.join(files)}) has one model. Name results of two.")
+    rows = [row for other in tables[1:] for row in results.compared(tables[0], other)]
     if not rows:
-        raise ValueError(f"{files[0]} and {files[1]} have no set and metric in common.")
+        raise ValueError(f"The models of {', '.join(files)} have no set and metric in common.")
     print(*results.compared_lines(rows), sep="\n")
 
 

@@ -166,7 +166,8 @@ def decoupled(config: LossConfig) -> Objective:
 
         return terms, loss
 
-    return _both_directions(config, *map(direction, config.hard_negatives), OPTIONS)
+    beta_image, beta_text = config.hard_negatives
+    return _both_directions(config, direction(beta_image), direction(beta_text), OPTIONS)
 
 
 def sigmoid(config: LossConfig) -> Objective:
@@ -184,7 +185,7 @@ def sigmoid(config: LossConfig) -> Objective:
         return jnp.where(b.counted, loss, 0)
 
     return Objective(
-        {"loss": _sum(value)}, {}, lambda image, _: jnp.mean(image["loss"]),
+        {"loss": _sum(value)}, {}, lambda image, text: jnp.mean(image["loss"]),
         ("positives", "label_smoothing"), uses_bias=True, max_logit_scale=0.0,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ class Side(NamedTuple):
 
     embedding: jax.Array  # [R or C, E]
     own_logit: jax.Array  # float32 [R or C]: of each with its own text or image
-    relations: Relations
+    relations: Any  # Relations; None where the other two are gradients
 
 
 class Block(NamedTuple):
@@ -80,17 +80,12 @@ def dense_statistics(pairs: Pairs) -> TakeStatistics:
             _merge(pairs.image_terms, _empty(pairs.image_terms, len(logits)), of_images),
             _merge(pairs.text_terms, _empty(pairs.text_terms, len(logits)), of_texts),
         )
-        return stats, (logits, image, text, bias, stats)
+        return stats, logits
 
-    def backward(residuals, cotangents):
-        *block, stats = residuals
-        slopes = zip(stats, cotangents, strict=True)
-        image_grad, text_grad, bias_grad = _gradients(pairs, *block, *slopes)
-        return Side(*image_grad, None), Side(*text_grad, None), bias_grad  # ids have none
+    def backward(logits, *arguments):
+        return _gradients(pairs, logits, *arguments)
 
-    statistics = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
-    statistics.defvjp(forward, backward)
-    return statistics
+    return _differentiable(forward, backward)
 
 
 def ring_statistics(
@@ -138,10 +133,9 @@ def ring_statistics(
             _empty(terms, len(image.embedding)) for terms in (pairs.image_terms, pairs.text_terms)
         )
         image_stats, (_, text_stats) = go_around(meet, image_stats, (text, text_stats))
-        return image_stats, text_stats
+        return (image_stats, text_stats), None
 
-    def backward(image: Side, text: Side, bias, image_slopes, text_slopes):
-        """Gradients of image[:2], text[:2], bias."""
+    def backward(_, image: Side, text: Side, bias, image_slopes, text_slopes):
 
         def meet(grads, visitor):
             image_grad, bias_grad = grads
@@ -160,10 +154,9 @@ def ring_statistics(
             )
             return [_add(image_grad, of_images), bias_grad], (text, text_slopes, text_grad)
 
-        image_zero, text_zero, bias_zero = jax.tree.map(jnp.zeros_like, (image[:2], text[:2], bias))
-        (image_grad, bias_grad), (_, _, text_grad) = go_around(
-            meet, [image_zero, bias_zero], (text, text_slopes, text_zero)
-        )
+        at_home = [_no_gradient(image), jnp.zeros_like(bias)]
+        visitor = text, text_slopes, _no_gradient(text)
+        (image_grad, bias_grad), (_, _, text_grad) = go_around(meet, at_home, visitor)
         if num_devices > 1:
             bias_grad = jax.lax.psum(bias_grad, axes)
         return image_grad, text_grad, bias_grad
@@ -175,23 +168,36 @@ def ring_statistics(
             forward, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False
         )
         backward = jax.shard_map(
-            backward, mesh=mesh, in_specs=(*inputs, split, split),
+            backward, mesh=mesh, in_specs=(whole, *inputs, split, split),
             out_specs=(split, split, whole), check_vma=False,
         )  # fmt: skip
 
-    def forward_and_residuals(*arguments):
-        stats = forward(*arguments)
-        return stats, (arguments, stats)
+    return _differentiable(forward, backward)
 
-    def gradients(residuals, cotangents):
-        arguments, stats = residuals
-        slopes = zip(stats, cotangents, strict=True)
-        image_grad, text_grad, bias_grad = backward(*arguments, *slopes)
-        return Side(*image_grad, None), Side(*text_grad, None), bias_grad  # ids have none
 
-    statistics = jax.custom_vjp(lambda *arguments: forward(*arguments))
-    statistics.defvjp(forward_and_residuals, gradients)
-    return statistics
+def _differentiable(forward: Callable, backward: Callable) -> TakeStatistics:
+    """The function (image, text, bias) -> statistics, with the gradients that `backward` gives.
+
+    Args:
+      forward: the same, but -> (statistics, what to keep for the backward pass).
+      backward: (what was kept, image, text, bias, image_slopes, text_slopes) -> gradients of image,
+        text, bias; slopes are (statistics over all pairs, their cotangents).
+    """
+
+    def statistics(*arguments):
+        return forward(*arguments)[0]
+
+    def forward_rule(*arguments):
+        stats, kept = forward(*arguments)
+        return stats, (kept, arguments, stats)
+
+    def backward_rule(residuals, cotangents):
+        kept, arguments, stats = residuals
+        return backward(kept, *arguments, *zip(stats, cotangents, strict=True))
+
+    differentiable = jax.custom_vjp(statistics)
+    differentiable.defvjp(forward_rule, backward_rule)
+    return differentiable
 
 
 def share_of_pairs(ids_BW: jax.Array) -> jax.Array:
@@ -243,6 +249,10 @@ def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
+def _no_gradient(side: Side) -> Side:
+    return Side(jnp.zeros_like(side.embedding), jnp.zeros_like(side.own_logit), None)
+
+
 def _products(image_RE: jax.Array, text_CE: jax.Array) -> jax.Array:
     # float32 on every backend: near 100, bfloat16 steps by 0.5
     return jnp.matmul(image_RE, text_CE.T, precision="highest", preferred_element_type=jnp.float32)
@@ -287,11 +297,11 @@ def _fold(pairs: Pairs, logits, image: Side, text: Side, bias) -> tuple[Statisti
 
 
 def _gradients(pairs: Pairs, logits, image: Side, text: Side, bias, image_slopes, text_slopes):
-    """What these pairs have of the gradients of image[:2], text[:2] and bias.
+    """What these pairs have of the gradients of image, text and bias; slopes as _differentiable.
 
-    Slopes are (statistics over all pairs, their cotangents). The derivative of a logsumexp L over
-    all pairs by one of its values x is exp(x - L), and that is also the derivative of exp(x - L)
-    with L held still: so the gradient is that of a sum that needs these pairs only.
+    The derivative of a logsumexp L over all pairs by one of its values x is exp(x - L), and that is
+    also the derivative of exp(x - L) with L held still: so the gradient is that of a sum that needs
+    these pairs only.
     """
 
     def linear(logits, image_own, text_own, bias):
@@ -315,4 +325,4 @@ def _gradients(pairs: Pairs, logits, image: Side, text: Side, bias, image_slopes
     )
     _, pull = jax.vjp(_products, image.embedding, text.embedding)
     image_RE, text_CE = pull(grad_RC)
-    return (image_RE, image_own), (text_CE, text_own), bias_grad
+    return Side(image_RE, image_own, None), Side(text_CE, text_own, None), bias_grad

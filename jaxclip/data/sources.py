@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jaxclip.data.image import ImageConfig
 from jaxclip.data.record import Dataset
@@ -115,24 +114,24 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
 def _read_labels(sources: Sequence[Source], column: str) -> None:
     """Sets source.labels from a column of strings or numbers, or lists of them.
 
-    Null, "" and [] are no label. Kinds are numbered over all sources.
+    Null, NaN, "" and [] are no label. Kinds are numbered over all sources.
     """
     found = [_rows_and_labels(source, column) for source in sources]
-    values = [labels for _, labels in found if len(labels)]
-    types = {str(labels.type) for labels in values}
-    if len(types) > 1:
-        raise ValueError(
-            f"data.label ({column!r}) is of types {sorted(types)} in the datasets of data.path, so "
-            "no label of one could be that of another. Give the column one type."
-        )
-    if not values:
+    kinds = {kind for *_, own_kinds in found for kind in own_kinds}
+    kinds = {kind for kind in kinds if kind not in ("", None) and kind == kind}  # but NaN
+    if not kinds:
         raise ValueError(f"data.label ({column!r}) has no label. Name a column of classes.")
-    kinds = pa.concat_arrays(values).unique()
-    kinds = kinds.take(pc.sort_indices(kinds))
-    for source, (rows, labels) in zip(sources, found, strict=True):
-        numbers = pc.index_in(labels, kinds).to_numpy() if len(labels) else rows
+    if len({isinstance(kind, str) for kind in kinds}) > 1:
+        raise ValueError(
+            f"data.label ({column!r}) has strings in one and numbers in another dataset of "
+            "data.path: no label would be in both. Give the column one type."
+        )
+    number = {kind: i for i, kind in enumerate(sorted(kinds))}
+    for source, (rows, indices, own_kinds) in zip(sources, found, strict=True):
+        numbers = np.array([number.get(kind, -1) for kind in (*own_kinds, None)])[indices]
+        known = numbers >= 0
         # each label of a record once, in order
-        rows, numbers = np.divmod(np.unique(rows * len(kinds) + numbers), len(kinds))
+        rows, numbers = np.divmod(np.unique(rows[known] * len(kinds) + numbers[known]), len(kinds))
         starts = np.searchsorted(rows, np.arange(len(source.dataset) + 1))
         source.labels = Labels(starts, numbers.astype(np.int32))
         if source.labels.most > MAX_LABELS:
@@ -142,32 +141,21 @@ def _read_labels(sources: Sequence[Source], column: str) -> None:
             )
 
 
-def _rows_and_labels(source: Source, column: str) -> tuple[np.ndarray, pa.Array]:
-    """Each label that is not null or "", and the position of its record, int64."""
+def _rows_and_labels(source: Source, column: str) -> tuple[np.ndarray, np.ndarray, list]:
+    """Of each label the position of its record and its index among the kinds, -1: null; kinds."""
     values = source.dataset.columns([column])[column].combine_chunks()
     rows = np.arange(len(values))
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        rows = pc.list_parent_indices(values).to_numpy()
+        rows = values.value_parent_indices().to_numpy().astype(np.int64)
         values = values.flatten()
-    kind = pa.types
-    if kind.is_integer(values.type) or kind.is_boolean(values.type):
-        values = values.cast(pa.int64())
-    elif kind.is_floating(values.type):
-        values = values.cast(pa.float64())
-    elif kind.is_dictionary(values.type) or kind.is_large_string(values.type):
-        values = values.cast(pa.string())
-    elif kind.is_null(values.type):
-        rows, values = rows[:0], pa.array([], pa.string())
-    elif not kind.is_string(values.type):
+    if pa.types.is_nested(values.type):
         raise ValueError(
             f"data.label ({column!r}) is of type {values.type} in {source.path}; it must be of "
             "strings or numbers, or of lists of them. Name another column."
         )
-    known = pc.invert(pc.is_null(values, nan_is_null=True))
-    if kind.is_string(values.type):
-        known = pc.fill_null(pc.not_equal(values, ""), False)
-    known = known.to_numpy(zero_copy_only=False)
-    return rows[known], values.filter(pa.array(known))
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    return rows, values.indices.fill_null(-1).to_numpy(), values.dictionary.to_pylist()
 
 
 @dataclasses.dataclass(slots=True, frozen=True)

@@ -203,8 +203,8 @@ def load_tfds() -> Any:
         ) from None
 
 
-def open_builder(path: epath.Path) -> Any:
-    if not (path / INFO).exists():
+def open_builder(path: epath.PathLike) -> Any:
+    if not (epath.Path(path) / INFO).exists():
         raise FileNotFoundError(
             f"{path} is no prepared TFDS dataset (no {INFO}). Give its folder: "
             "DATA_DIR/NAME/[CONFIG/]VERSION."

@@ -216,13 +216,14 @@ def _confusions(embeddings, split, file, prompts, cache) -> str:
 
 def _matrix(confusion_CC: np.ndarray, classes: Sequence[str]) -> str:
     """Rows: true, with counts; colour: share of the row."""
-    cell, left, top = 46, 170, 130
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+    longest = max(map(len, names))  # of letters 6.5 pixels wide, on top turned by 45 degrees
+    cell, left, top = 46, 20 + 6.5 * longest, 20 + 4.6 * longest
     size = cell * len(classes)
     share_CC = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
     drawn = []
-    for i, name in enumerate(classes):
+    for i, short in enumerate(map(_text, names)):
         x, y = left + i * cell + cell / 2, top + i * cell + cell / 2
-        short = _text(name if len(name) <= 24 else name[:23] + "…")
         drawn.append(f"<text x={left - 8} y={y + 4} text-anchor=end>{short}</text>")
         drawn.append(
             f"<text x={x} y={top - 8} transform='rotate(-45 {x} {top - 8})'>{short}</text>"

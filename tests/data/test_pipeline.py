@@ -475,7 +475,7 @@ def test_labels_of_two_types_are_refused(tmp_path, tokenizer):
     structs = open_labelled(tmp_path / "structs", [{"a": 1}, {"a": 2}])
     many = open_labelled(tmp_path / "many", [list(range(65)), []])
     for paths, said in (
-        ((texts, numbers), r"data.label \('finding'\) is of types \['int64', 'string'\]"),
+        ((texts, numbers), r"data.label \('finding'\) has strings in one and numbers in another"),
         ((nothing,), r"data.label \('finding'\) has no label"),
         ((structs,), r"data.label \('finding'\) is of type struct<.* must be of strings or"),
         ((many,), r"data.label \('finding'\) has 65 labels in a record of .* there may be 64"),

@@ -5,11 +5,14 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
+from jaxclip import evaluate
 from jaxclip.data.record import Dataset
 from jaxclip.data.sources import DataConfig
 from jaxclip.evals import results
+from jaxclip.evals.base import Measured
 from jaxclip.evals.embed import EmbeddingCache, fingerprint
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
 from jaxclip.evals.sets import of_dataset
@@ -70,6 +73,28 @@ def test_a_model_of_others_is_scored(imported, tiny_dataset, tmp_path):
     assert line.startswith("probe of ") and "labels: None" in line
     assert len(list(tmp_path.iterdir())) == 2  # images and captions, each once
     assert fingerprint(imported) == cache.fingerprint
+
+
+def test_models_of_one_table_are_compared(tmp_path, capsys):
+    """Right on 80 of 100 images, and on the same 80 and 10 more: higher, by 0.1."""
+    right_SU = np.arange(100) < np.array([[80], [90]])
+    rows = []
+    for model, right_U in zip("ab", right_SU, strict=True):
+        measured = Measured(
+            name="zero_shot", metrics=lambda units, r=right_U: {"accuracy": float(r[units].mean())},
+            num_units=100, group_U=np.arange(100),
+        )  # fmt: skip
+        rows += results.rows_of(
+            [measured], model=model, set_name="s", split="test", identity="i", draws=200
+        )
+    results.write(rows, results.epath.Path(tmp_path), {})
+    with flagsaver.flagsaver(compare=[str(tmp_path)]):
+        evaluate.main(["evaluate"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("s/test zero_shot accuracy: b - a = +0.1000 [") and "higher" in line
+    results.write(rows[:1], results.epath.Path(tmp_path), {})
+    with flagsaver.flagsaver(compare=[str(tmp_path)]), pytest.raises(ValueError, match="one model"):
+        evaluate.main(["evaluate"])
 
 
 def test_models_by_name():

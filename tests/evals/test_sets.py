@@ -234,6 +234,8 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     split.captions[0] = "<script>alert(1)</script>"
     page = write_page(out, found, [section("m", cache, split)]).read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+    assert page.count("<th>m0<th>Chance") == 1 and "Robustness by severity" in page
+    assert not any("_severity_" in line for line in results.summary(found))  # a screen, not ten
 
 
 def test_comparison_says_better_only_on_the_same_data(sets_dir, tmp_path):
