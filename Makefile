@@ -1,21 +1,18 @@
 # Needs Python >= 3.11 and make; everything else is set up in .venv.
-#   make quickstart   draw a dataset, train on it, evaluate: about 5 minutes on 2 CPU cores
+#   make quickstart   the study in small, from three drawn corpora to its report
 #   make test         the whole test suite
 #   make lint         ruff and pyright
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DATASET := datasets/quickstart
-RUN := runs/quickstart
+STUDY := runs/quickstart
 
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m data_pipelines.synthetic --out=$(DATASET) --size=8000
-	$(BIN)/python -m jaxclip.train --config=configs/synthetic_tiny.py \
-	  --config.data.path=$(DATASET) --workdir=$(RUN)
-	$(BIN)/python -m jaxclip.evaluate --workdir=$(RUN) --split=test
+	$(BIN)/python -m experiments.sweep experiments/miniature/sweep.py --make_data --workdir=$(STUDY)
+	$(BIN)/python -m experiments.report --workdir=$(STUDY)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
@@ -31,12 +28,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipelines]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipelines,study]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipelines,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipelines,study,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) datasets/quickstart runs/quickstart
+	rm -rf $(VENV) datasets/miniature $(STUDY)

@@ -1,6 +1,6 @@
 r"""Does everything work here? A tiny CLIP on drawn figures whose captions say what is on them.
 
-What `make quickstart` runs, about 3 minutes on 2 CPU cores; recall@1 is many times chance.
+About 3 minutes on 2 CPU cores; recall@1 is many times chance.
 
   python -m data_pipelines.synthetic --out=DATASET --size=8000
   python -m jaxclip.train --config=configs/synthetic_tiny.py --config.data.path=DATASET \

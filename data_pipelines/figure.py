@@ -8,7 +8,8 @@ from typing import Any
 
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
-from jaxclip.data.image import ImageError
+from data_pipelines.signals import signals
+from jaxclip.data.image import ImageError, decode_image
 from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example, Record, split_of
 
 
@@ -59,6 +60,7 @@ class FieldOptions(FigureOptions):
     source: str = option("", "name of the corpus, or of a table's column with it")
     licence: str = option("", "field; of a table also the licence of every record")
     keep: tuple[str, ...] = option((), "fields to keep as signals in metadata.parquet")
+    signals: bool = option(False, "measure every quality signal (signals.py); takes longer")
 
     def __post_init__(self):
         self.keep = tuple(self.keep)
@@ -88,7 +90,7 @@ class Figure:
     signals: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def to_example(figure: Figure, options: FigureOptions) -> Example | Drop:
+def to_example(figure: Figure, options: FieldOptions) -> Example | Drop:
     """Checks a figure, prepares its image and decides its split."""
 
     def drop(reason: str, detail: str = "") -> Drop:
@@ -123,8 +125,13 @@ def to_example(figure: Figure, options: FigureOptions) -> Example | Drop:
         height=image.height,
         **{name: getattr(figure, name) for name in (*TEXT_FIELDS, *ids)},
     )
+    found = figure.signals
+    if options.signals:
+        measured = signals(record, decode_image(image.data))
+        # what the release says of the same thing stays beside it
+        found = {f"released_{k}" if k in measured else k: v for k, v in found.items()} | measured
     sizes = {"original_width": image.original_width, "original_height": image.original_height}
-    return Example(record=record, split=split, signals=figure.signals | sizes)
+    return Example(record=record, split=split, signals=found | sizes)
 
 
 def as_text(value: Any) -> str:

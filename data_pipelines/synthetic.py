@@ -11,6 +11,7 @@ dials add what spoils real corpora. The truth is in the columns of metadata.parq
     caption_is_swapped  the caption is untrue: it is about the figure in caption_of
     caption_is_short    it leaves most attributes out
     duplicate_of        article/figure(/panel) of which this is a near-duplicate, or ""
+    copy                0; 1, 2, ... of what --copies stores again, bytes and texts alike
 
 Every figure has its own random streams, one for each decision. Hence the corpus of a smaller --size
 is a prefix of that of a larger one, and a dial that is turned up spoils the same figures and more
@@ -66,12 +67,13 @@ class SyntheticConfig:
     split_panels: bool = option(False, "a record of each panel, with its panel_caption")
     duplicate_fraction: float = option(0.0, "figures that are near-duplicates of another")
     duplicate_leak: float = option(0.0, "near-duplicates whose original is in an earlier article")
+    copies: int = option(1, "records of each figure and its caption, all the same")
     swap_fraction: float = option(0.0, "figures with the caption of another figure")
     short_fraction: float = option(0.0, "figures whose caption leaves most attributes out")
     spoil_held_out: bool = option(False, "apply the dials to validation and test, too")
 
     def validate(self) -> None:
-        for name, least in (("size", 1), ("seed", 0), ("image_size", 64)):
+        for name, least in (("size", 1), ("seed", 0), ("image_size", 64), ("copies", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{name} ({value}) must be at least {least}.")
         for field in dataclasses.fields(self):
@@ -301,7 +303,12 @@ def _signals(panels: Sequence[Facts], stated: Sequence[tuple[str, ...]]) -> dict
 def make_examples(config: SyntheticConfig, figures: range) -> Iterator[Example]:
     cv2.setNumThreads(1)  # a process per core draws already
     for index in figures:
-        yield from examples_of(config, index)
+        spoils = place_of(config, index).split == "train" or config.spoil_held_out
+        examples = examples_of(config, index)
+        for copy in range(config.copies if spoils else 1):
+            for example in examples:
+                signals = example.signals | {"copy": copy}
+                yield dataclasses.replace(example, signals=signals)
 
 
 def build_synthetic(config: SyntheticConfig, out: str, **options: Any) -> Dataset:

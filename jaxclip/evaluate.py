@@ -10,8 +10,8 @@ a run with random parameters, of 8 seeds: what chance looks like. A,B,C are seed
 their mean is reported, with an interval over images and seeds. Sets are the run's own datasets,
 --data=DATASET or --set=NAME of evals/declared.py, in --sets_dir/NAME; one that is missing is named
 with the place to get it, and the others are scored. Embeddings are kept by content: a second
-evaluator, or a restart, does not embed again. Writes results.parquet, results.json and, with
---page, index.html.
+evaluator, or a restart, does not embed again. Writes results.parquet, items.parquet, results.json
+and, with --page, index.html.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+import pyarrow as pa
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_index() == 0:
         about = {"environment": environment(), "skipped": report.skipped, "left_out": left_out}
         about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
-        results.write(report.rows, out, about)
+        results.write(report.rows, report.items, out, about)
         print(*results.summary(report.rows), sep="\n")
         lines = [
             f"Left out of {name}: {n:,} ({why})"
@@ -107,6 +108,7 @@ class Report:
 
     skipped: list[str]  # sets and evaluators, with the reason
     rows: list[results.Row] = dataclasses.field(default_factory=list)
+    items: list[pa.Table] = dataclasses.field(default_factory=list)
     first: dict[str, tuple[str, str, np.ndarray]] = dataclasses.field(default_factory=dict)
     sections: list[str] = dataclasses.field(default_factory=list)  # of the page
 
@@ -136,6 +138,9 @@ def _score(
                 found, model=name, set_name=scored.name, split=scored.split,
                 identity=scored.identity, draws=_DRAWS.value,
             )  # fmt: skip
+            report.items += results.items_of(
+                found, model=name, set_name=scored.name, split=scored.split
+            )
             if "representation" in options.suite:
                 of_seeds[-1] += _alignment(model, name, cache, scored, report.first)
             if len(of_seeds) > 1:

@@ -48,6 +48,8 @@ class Measured:
     group_U: np.ndarray  # units of one article or patient are drawn together
     chance: dict[str, float] = dataclasses.field(default_factory=dict)  # by metric
     counts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the whole: no draws
+    # [U] by metric, of the metrics that are means over units: what each unit adds
+    items: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         return self.metrics(np.arange(self.num_units))

@@ -65,6 +65,7 @@ def single_label(
         name=name, metrics=metrics, num_units=len(true_N), group_U=group_N,
         chance={"accuracy": float(largest), "balanced_accuracy": 1 / present, "auroc": 0.5},
         counts={"images": len(true_N), "classes": num_classes, "classes_present": present},
+        items={"accuracy": predicted_N == true_N},
     )  # fmt: skip
 
 

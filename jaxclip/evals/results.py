@@ -1,7 +1,8 @@
 """The tidy table of results: one row a model, set, evaluator and metric.
 
 results.parquet has all of ROW and the bootstrap's replicates; results.json all but those. Two
-tables, of whichever runs and days, are compared by their replicates alone.
+tables, of whichever runs and days, are compared by their replicates alone. items.parquet has what
+each query or image adds to the metrics that are means over them, for whoever draws them anew.
 """
 
 import io
@@ -37,6 +38,18 @@ ROW = pa.schema(
         ("replicates", pa.list_(pa.float32())),
     ]
 )
+ITEM = pa.schema(
+    [
+        ("model", pa.string()),
+        ("set", pa.string()),
+        ("split", pa.string()),
+        ("evaluator", pa.string()),
+        ("metric", pa.string()),
+        ("item", pa.int64()),  # number of the unit, the same for all models scored on the set
+        ("group", pa.string()),  # article or patient
+        ("value", pa.float64()),
+    ]
+)
 Row = dict[str, Any]
 
 
@@ -70,6 +83,20 @@ def rows_of(
     return rows
 
 
+def items_of(found: Iterable[Measured], *, model: str, set_name: str, split: str) -> list[pa.Table]:
+    """Tables of ITEM, one a metric of `found` that is a mean over units."""
+    tables = []
+    for measured in found:
+        for metric, value_U in measured.items.items():
+            names = (model, set_name, split, measured.name, metric)
+            columns = [pa.array([name] * len(value_U), pa.string()) for name in names]
+            columns += [pa.array(np.arange(len(value_U)))]
+            columns += [pa.array([str(group) for group in measured.group_U.tolist()], pa.string())]
+            columns += [pa.array(np.asarray(value_U, np.float64))]
+            tables.append(pa.Table.from_arrays(columns, schema=ITEM))
+    return tables
+
+
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -97,12 +124,19 @@ def over_seeds(of_seeds: Sequence[Sequence[Row]], model: str) -> list[Row]:
     return rows
 
 
-def write(rows: Sequence[Row], directory: epath.Path, about: Row) -> None:
-    """results.parquet and results.json; `about` is what made them."""
+def write(
+    rows: Sequence[Row], items: Sequence[pa.Table], directory: epath.Path, about: Row
+) -> None:
+    """results.parquet, items.parquet and results.json; `about` is what made them."""
     directory.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=ROW), buffer)
-    write_atomically(directory / "results.parquet", buffer.getvalue())
+    tables = {
+        "results.parquet": pa.Table.from_pylist(list(rows), schema=ROW),
+        "items.parquet": pa.concat_tables([ITEM.empty_table(), *items]),
+    }
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        write_atomically(directory / name, buffer.getvalue())
     shown = [{k: _json(v) for k, v in row.items() if k != "replicates"} for row in rows]
     write_atomically(directory / "results.json", json.dumps(about | {"results": shown}, indent=1))
 

@@ -237,9 +237,10 @@ def _of_ranks(name, rank_Q, ap_Q, num_right_Q, num_targets, group_Q, counts) -> 
     chance = {
         f"recall@{k}": float(chance_recall(num_right_Q, num_targets, k).mean()) for k in shown
     }
+    items = {f"recall@{k}": rank_Q <= k for k in shown} | {"mrr": 1 / rank_Q, "map": ap_Q}
     return Measured(
         name=name, metrics=metrics, num_units=len(rank_Q), group_U=np.asarray(group_Q),
-        chance=chance, counts=counts,
+        chance=chance, counts=counts, items=items,
     )  # fmt: skip
 
 

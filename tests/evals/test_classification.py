@@ -36,6 +36,8 @@ def test_drawn_units_count_as_often_as_they_are_drawn():
     whole = single_label("x", given["logits"], given["true"], np.arange(200))
     drawn = single_label("x", given["logits"][units], given["true"][units], np.arange(200))
     assert whole.metrics(units) == pytest.approx(drawn.values(), abs=1e-12)
+    right_U = whole.items["accuracy"][units]
+    assert right_U.mean() == pytest.approx(drawn.values()["accuracy"], abs=1e-12)
     given, _ = expected("multi_label")
     units = units[:120] % 120
     whole = multi_label("x", given["probability"], given["true"], np.arange(120))

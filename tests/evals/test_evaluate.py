@@ -87,12 +87,12 @@ def test_models_of_one_table_are_compared(tmp_path, capsys):
         rows += results.rows_of(
             [measured], model=model, set_name="s", split="test", identity="i", draws=200
         )
-    results.write(rows, results.epath.Path(tmp_path), {})
+    results.write(rows, [], results.epath.Path(tmp_path), {})
     with flagsaver.flagsaver(compare=[str(tmp_path)]):
         evaluate.main(["evaluate"])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("s/test zero_shot accuracy: b - a = +0.1000 [") and "higher" in line
-    results.write(rows[:1], results.epath.Path(tmp_path), {})
+    results.write(rows[:1], [], results.epath.Path(tmp_path), {})
     with flagsaver.flagsaver(compare=[str(tmp_path)]), pytest.raises(ValueError, match="one model"):
         evaluate.main(["evaluate"])
 

@@ -178,3 +178,16 @@ def test_embeddings_that_are_not_finite_are_refused(side, value):
     arrays[side] = np.where(np.arange(3)[:, None] == 2, value, np.eye(3))
     with pytest.raises(FloatingPointError, match=f"{side} embeddings of 1 of 3 .* record 2:"):
         embeddings(**arrays)
+
+
+def test_items_are_what_the_means_are_of():
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, 40, 4))
+    for measured in retrieval(embeddings(image, text, group_N=np.arange(40) // 3)):
+        values = measured.values()
+        assert measured.items.keys() == values.keys() - {"median_rank"}
+        for metric, value_U in measured.items.items():
+            assert len(value_U) == measured.num_units
+            assert np.mean(value_U) == pytest.approx(values[metric], abs=1e-12)
+            of_three = measured.metrics(np.array([5, 5, 7]))[metric]  # and of any units
+            assert np.mean(value_U[[5, 5, 7]]) == pytest.approx(of_three, abs=1e-12)

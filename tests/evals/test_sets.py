@@ -229,7 +229,7 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
         "nearest_neighbours", "representation", "robustness",
     }  # fmt: skip
     out = results.epath.Path(tmp_path / "out")
-    results.write(found, out, {})
+    results.write(found, [], out, {})
     assert len(results.read(out)) == len(found)
     split.captions[0] = "<script>alert(1)</script>"
     page = write_page(out, found, [section("m", cache, split)]).read_text()

@@ -253,3 +253,15 @@ def test_no_caption_has_a_word_for_what_is_not_drawn():
                 for value in vocabulary.keys() - {getattr(facts, name)}:
                     for phrase in vocabulary[value]:
                         assert not re.search(rf"\b{re.escape(phrase.lower())}\b", text), facts
+
+
+def test_copies_are_of_training_pairs_alone_and_the_same_in_all_but_their_number():
+    config = SyntheticConfig(size=40, image_size=64, copies=3, test_fraction=0.3)
+    once = _content(make_examples(dataclasses.replace(config, copies=1), range(40)))
+    expected = [
+        (packed, split, signals | {"copy": copy})
+        for packed, split, signals in once
+        for copy in range(3 if split == "train" else 1)
+    ]
+    assert _content(make_examples(config, range(40))) == expected
+    assert {split for _, split, _ in once} >= {"train", "test"}

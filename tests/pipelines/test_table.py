@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_pipelines import figure, images
 from data_pipelines.mednist import MednistOptions, build_mednist, caption_of
+from data_pipelines.modality import MODALITIES
 from data_pipelines.table import TableOptions, build_table, read_rows
 from jaxclip.data.record import Dataset
 
@@ -470,3 +471,16 @@ def test_mednist(tmp_path):
 
 def test_mednist_caption_is_the_same_for_ever():
     assert caption_of("CXR/000001.jpeg", "CXR") == "Example of a frontal chest radiograph."
+
+
+def test_signals_are_measured_where_asked_for_and_keep_what_the_table_says(tmp_path, folder):
+    rows = [row | {"modality": "theirs"} for row in ROWS]
+    table = write_table(tmp_path / "t.jsonl", rows)
+    plain = build(tmp_path / "plain", table, folder, keep=("modality",))
+    measured = build(tmp_path / "measured", table, folder, keep=("modality",), signals=True)
+    assert "sharpness" not in plain.metadata.column_names
+    assert set(plain.metadata["modality"].to_pylist()) == {"theirs"}
+    assert set(measured.metadata["released_modality"].to_pylist()) == {"theirs"}
+    assert set(measured.metadata["modality"].to_pylist()) <= set(MODALITIES)
+    assert min(measured.metadata["sharpness"].to_pylist()) > 0
+    assert plain[0].image == measured[0].image

@@ -1,0 +1,156 @@
+"""A true study of two runs, from its file to the tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import sweep
+from experiments.collect import collect, skipped
+from experiments.sweep import SweepOptions, main
+from experiments.worker import read_status
+from tests.experiments.fake import fake_run
+from tests.xla import flags
+
+ROOT = Path(__file__).parent.parent.parent
+STUDY = """
+from data_pipelines.subset import SubsetOptions
+from experiments.study import Sweep, make_run
+from tests import tiny_config
+
+
+def get_sweep(data):
+    config = tiny_config.get_config()
+    config.eval.split = ""
+    runs = []
+    for size in (20, 40):
+        subset = SubsetOptions(dataset=data, size=size)
+        runs.append(make_run(config, subset, source="tiny", samples_seen=48, model="tiny"))
+    return Sweep(
+        name="pair", question="Does it work?", runs=runs, reference="tiny",
+        evaluations={"test": (f"--data={data}", "--split=test", "--suite=retrieval", "--draws=20")},
+        metric="tiny/test/image_to_text/recall@1", planted={"tiny": (1, None)},
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tiny_dataset, tmp_path_factory):
+    """The study's file, its folder when done, and what was said."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "sweep.py").write_text(STUDY)
+    command = [sys.executable, "-m", "experiments.sweep", f"{folder / 'sweep.py'}:{tiny_dataset}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", flags(devices=1))
+        done = subprocess.run(
+            [*command, f"--workdir={folder / 'W'}", "--devices=1"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"{folder / 'sweep.py'}:{tiny_dataset}", folder / "W", done.stdout
+
+
+def tables(workdir):
+    return [
+        pq.read_table(workdir / f"{name}.parquet").to_pylist()
+        for name in ("runs", "results", "items")
+    ]
+
+
+def test_every_run_is_a_row_with_what_it_was(study):
+    _, workdir, _ = study
+    runs, _, _ = tables(workdir)
+    assert [(r["unique_pairs"], r["samples_seen"], r["epochs"]) for r in runs] == [
+        (20, 48, 2.4), (40, 48, 1.2),
+    ]  # fmt: skip
+    for row in runs:
+        assert row["status"] == "done" and row["seconds"] > 0 and row["flops"] > 0
+        assert (row["contrastive_batch"], row["optimizer_batch"]) == (16, 16)
+        assert row["overlap_share"] == 0.0  # every article of the tiny set is in one split
+        assert row["command"].startswith("python -m jaxclip.train --config=configs/saved.py:")
+        saved = json.loads((workdir / "runs" / row["run_id"] / "run.json").read_text())
+        assert saved["datasets"] == [row["data_hash"]]
+    assert len({row["config_hash"] for row in runs}) == 2
+
+
+def test_items_average_to_the_results(study):
+    _, workdir, _ = study
+    runs, results, items = tables(workdir)
+    for row in results:
+        assert row["task"] == f"{row['task'].split('/')[0]}/test" and row["items"] == 6
+        of_it = [i for i in items if all(i[k] == row[k] for k in ("run_id", "task", "metric"))]
+        if row["metric"].endswith("median_rank"):
+            assert not of_it and not row["higher_is_better"]
+            continue
+        assert np.mean([i["value"] for i in of_it]) == pytest.approx(row["value"], abs=1e-12)
+        assert row["low"] <= row["value"] <= row["high"] and row["higher_is_better"]
+        assert len({i["item"] for i in of_it}) == 6
+    assert {row["run_id"] for row in results} == {row["run_id"] for row in runs}
+
+
+def test_started_again_it_does_nothing_and_gives_the_same_tables(study, capsys):
+    file, workdir, _ = study
+    before = tables(workdir)
+    states = [read_status(run_dir) for run_dir in (workdir / "runs").iterdir()]
+    assert main(SweepOptions(file=file, workdir=str(workdir))) == 0
+    assert "2 runs, 2 done before" in capsys.readouterr().out
+    assert tables(workdir) == before
+    assert [read_status(run_dir) for run_dir in (workdir / "runs").iterdir()] == states
+
+
+def test_what_is_lost_alone_is_done_again_and_is_the_same(study):
+    file, workdir, _ = study
+    before = tables(workdir)
+    run_dir = workdir / "runs" / before[0][1]["run_id"]
+    status = read_status(run_dir)
+    del status["finished"]["test"]  # as if it had been killed while it was scored
+    (run_dir / "status.json").write_text(json.dumps(status))
+    collect(workdir)
+    half = tables(workdir)
+    assert half[0][1]["overlap_share"] is None
+    assert {row["run_id"] for row in half[1]} == {before[0][0]["run_id"]}
+    assert main(SweepOptions(file=file, workdir=str(workdir))) == 0
+    after = tables(workdir)
+    assert after[1:] == before[1:]
+    assert (run_dir / "log.txt").read_text().count("Finished: 3 steps") == 1  # trained once
+
+
+def test_the_study_says_what_the_report_must_know(study):
+    _, workdir, _ = study
+    told = json.loads((workdir / "study.json").read_text())
+    assert told["planted"] == {"tiny": [1, None]} and told["reference"] == "tiny"
+    assert told["metric"] == "tiny/test/image_to_text/recall@1"
+    assert [(workdir / "runs" / run_id).is_dir() for run_id in told["runs"]] == [True, True]
+
+
+def test_a_dry_run_starts_nothing(study, tmp_path, capsys):
+    file, _, _ = study
+    assert main(SweepOptions(file=file, workdir=str(tmp_path / "none"), dry_run=True)) == 0
+    out = capsys.readouterr().out
+    assert "pair: Does it work?" in out and "H100 h" in out and not (tmp_path / "none").exists()
+
+
+def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):
+    made = tmp_path / "data" / "manifest.json"
+    command = f"sh -c 'mkdir {made.parent} && touch {made}'"
+    one = type("Study", (), {"name": "s", "make_data": {str(made): command}})
+    with pytest.raises(FileNotFoundError, match="--make_data, or: sh -c"):
+        sweep.prepare_data(one, make_data=False)
+    sweep.prepare_data(one, make_data=True)
+    assert made.exists()
+    one.make_data = {str(tmp_path / "x"): "false"}
+    with pytest.raises(ValueError, match="ended with code 1"):
+        sweep.prepare_data(one, make_data=True)
+
+
+def test_what_was_skipped_is_told(tmp_path):
+    run_dirs = [fake_run(tmp_path, name, train="pass", test="pass") for name in "ab"]
+    for run_dir in run_dirs:
+        (run_dir / "evaluation" / "test").mkdir(parents=True)
+        said = {"skipped": ["BACH is not in D."]}
+        (run_dir / "evaluation" / "test" / "results.json").write_text(json.dumps(said))
+    assert skipped(run_dirs) == ["Skipped in 2 runs: BACH is not in D."]
