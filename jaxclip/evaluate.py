@@ -43,7 +43,6 @@ from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
 from jaxclip.workdir import environment
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A run, RUN:random, or a checkpoint; repeatable.")
-flags.DEFINE_alias("workdir", "model")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Of the sets.")
 _DATA = flags.DEFINE_multi_string("data", [], "Datasets; by default those of the first run.")
 _SET = flags.DEFINE_multi_string("set", [], "Public sets, by their names in evals/declared.py.")
@@ -139,8 +138,9 @@ def _score(
                 identity=scored.identity, draws=_DRAWS.value,
             )  # fmt: skip
             report.items += results.items_of(
-                found, model=name, set_name=scored.name, split=scored.split
-            )
+                found, model=name, set_name=scored.name, split=scored.split,
+                modality_N=scored.modalities,
+            )  # fmt: skip
             if "representation" in options.suite:
                 of_seeds[-1] += _alignment(model, name, cache, scored, report.first)
             if len(of_seeds) > 1:
@@ -269,4 +269,5 @@ def _compare(files: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_alias("workdir", "model")  # jaxclip.train has one of this name
     command.run(main)

@@ -388,10 +388,15 @@ class Dataset:
         """All columns of metadata.parquet; row i is the record at position i."""
         return self.columns(None)
 
+    @property
+    def column_names(self) -> list[str]:
+        """Of metadata.parquet."""
+        return pq.read_schema(os.fspath(self.path / METADATA)).names
+
     def columns(self, names: Sequence[str] | None) -> pa.Table:
         """Some columns of metadata.parquet. Raises ValueError naming a column that is not there."""
         file = os.fspath(self.path / METADATA)
-        have = pq.read_schema(file).names
+        have = self.column_names
         if missing := [name for name in names or () if name not in have]:
             raise ValueError(f"{file} has no column {missing}. It has: {', '.join(have)}.")
         return pq.read_table(file, columns=None if names is None else list(names))

@@ -145,6 +145,17 @@ class TfdsDataset:
             start = stop
         return np.arange(len(self) if split is None else 0, dtype=np.int64)
 
+    @property
+    def column_names(self) -> list[str]:
+        """Of what columns() gives."""
+        return list(self._known_columns())
+
+    def _known_columns(self) -> dict[str, str]:
+        """{column: the field of TFDS that it is made of; "": none, and the column is empty}"""
+        known = {name: name for name in self.features} | {"image_sha256": self._fields["image"]}
+        known |= {field: self._fields.get(field, "") for field in IDS}
+        return known | {column: self._fields.get(field, "") for column, field in CHARS.items()}
+
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Columns of a DATASET's metadata, as far as TFDS has them.
 
@@ -153,9 +164,7 @@ class TfdsDataset:
 
         Raises ValueError naming one that is not there.
         """
-        known = {name: name for name in self.features} | {"image_sha256": self._fields["image"]}
-        known |= {field: self._fields.get(field, "") for field in IDS}
-        known |= {column: self._fields.get(field, "") for column, field in CHARS.items()}
+        known = self._known_columns()
         if missing := [name for name in names if name not in known]:
             raise ValueError(f"{self.path} has no column {missing}. It has: {', '.join(known)}.")
         files = {name: self._kept_column(name) for name in names}

@@ -50,6 +50,7 @@ class Measured:
     counts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the whole: no draws
     # [U] by metric, of the metrics that are means over units: what each unit adds
     items: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    row_U: np.ndarray | None = None  # row of the split that a unit is of; None: unit i is row i
 
     def values(self) -> dict[str, float]:
         return self.metrics(np.arange(self.num_units))
@@ -65,9 +66,8 @@ class Embeddings:
     image_id_N: np.ndarray  # int64: equal where the image bytes are
     caption_id_N: np.ndarray  # int64: equal where the captions are
     group_N: np.ndarray | None = None  # article or patient; None: each record is one
-    study_N: np.ndarray | None = (
-        None  # any text of a study is right for its images; None: no studies
-    )
+    # any text of a study is right for its images; None: no studies
+    study_N: np.ndarray | None = None
 
     def __post_init__(self):
         if self.group_N is None:

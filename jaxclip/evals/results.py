@@ -47,6 +47,7 @@ ITEM = pa.schema(
         ("metric", pa.string()),
         ("item", pa.int64()),  # number of the unit, the same for all models scored on the set
         ("group", pa.string()),  # article or patient
+        ("modality", pa.string()),  # null: the set does not say
         ("value", pa.float64()),
     ]
 )
@@ -83,8 +84,15 @@ def rows_of(
     return rows
 
 
-def items_of(found: Iterable[Measured], *, model: str, set_name: str, split: str) -> list[pa.Table]:
-    """Tables of ITEM, one a metric of `found` that is a mean over units."""
+def items_of(
+    found: Iterable[Measured], *, model: str, set_name: str, split: str,
+    modality_N: np.ndarray | None = None,
+) -> list[pa.Table]:  # fmt: skip
+    """Tables of ITEM, one a metric of `found` that is a mean over units.
+
+    Args:
+      modality_N: of each row of the split.
+    """
     tables = []
     for measured in found:
         for metric, value_U in measured.items.items():
@@ -92,7 +100,10 @@ def items_of(found: Iterable[Measured], *, model: str, set_name: str, split: str
             columns = [pa.array([name] * len(value_U), pa.string()) for name in names]
             columns += [pa.array(np.arange(len(value_U)))]
             columns += [pa.array([str(group) for group in measured.group_U.tolist()], pa.string())]
-            columns += [pa.array(np.asarray(value_U, np.float64))]
+            modality_U = [None] * len(value_U)
+            if modality_N is not None:
+                modality_U = modality_N[slice(None) if measured.row_U is None else measured.row_U]
+            columns += [pa.array(modality_U, pa.string()), pa.array(np.asarray(value_U, float))]
             tables.append(pa.Table.from_arrays(columns, schema=ITEM))
     return tables
 

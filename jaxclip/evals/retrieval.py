@@ -56,9 +56,9 @@ def retrieval(embeddings: Embeddings, protocol: str = "all_right") -> list[Measu
     }
     group_N = np.asarray(embeddings.group_N)
     return [
-        _measured("image_to_text", pairs, ranks[0], len(captions), group_N[first_image], counts),
+        _measured("image_to_text", pairs, ranks[0], len(captions), first_image, group_N, counts),
         _measured(
-            "text_to_image", pairs[:, ::-1], ranks[1], len(images), group_N[first_caption], counts
+            "text_to_image", pairs[:, ::-1], ranks[1], len(images), first_caption, group_N, counts
         ),
     ]
 
@@ -84,7 +84,7 @@ def label_retrieval(image_NE: np.ndarray, label_N: np.ndarray, group_N: np.ndarr
         ap_Q.append(np.asarray(ap))
     return _of_ranks(
         "image_to_image", np.concatenate(rank_Q), np.concatenate(ap_Q), of_class[queries],
-        len(image_NE) - 1, group_N[queries], {"images": len(image_NE), "queries": len(queries)},
+        len(image_NE) - 1, queries, group_N, {"images": len(image_NE), "queries": len(queries)},
     )  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def _repeated(index_N: np.ndarray) -> np.ndarray:
     return np.bincount(index_N)[index_N] > 1
 
 
-def _measured(name, pairs_P2, wrong_P, num_targets, group_Q, counts) -> Measured:
+def _measured(name, pairs_P2, wrong_P, num_targets, row_Q, group_N, counts) -> Measured:
     """From the wrong answers before each right one to ranks and average precision of queries."""
     order = np.lexsort((wrong_P, pairs_P2[:, 0]))
     query_P, wrong_P = pairs_P2[order, 0], wrong_P[order]
@@ -222,10 +222,13 @@ def _measured(name, pairs_P2, wrong_P, num_targets, group_Q, counts) -> Measured
     first_Q = np.cumsum(num_right_Q) - num_right_Q
     nth_P = np.arange(len(query_P)) - first_Q[query_P] + 1  # right answers up to and with this one
     ap_Q = np.bincount(query_P, nth_P / (nth_P + wrong_P)) / num_right_Q
-    return _of_ranks(name, 1 + wrong_P[first_Q], ap_Q, num_right_Q, num_targets, group_Q, counts)
+    return _of_ranks(
+        name, 1 + wrong_P[first_Q], ap_Q, num_right_Q, num_targets, row_Q, group_N, counts
+    )
 
 
-def _of_ranks(name, rank_Q, ap_Q, num_right_Q, num_targets, group_Q, counts) -> Measured:
+def _of_ranks(name, rank_Q, ap_Q, num_right_Q, num_targets, row_Q, group_N, counts) -> Measured:
+    """row_Q: the row of the split that each query is of."""
     shown = [k for k in RECALL_AT if k < num_targets]
 
     def metrics(units):
@@ -239,8 +242,8 @@ def _of_ranks(name, rank_Q, ap_Q, num_right_Q, num_targets, group_Q, counts) -> 
     }
     items = {f"recall@{k}": rank_Q <= k for k in shown} | {"mrr": 1 / rank_Q, "map": ap_Q}
     return Measured(
-        name=name, metrics=metrics, num_units=len(rank_Q), group_U=np.asarray(group_Q),
-        chance=chance, counts=counts, items=items,
+        name=name, metrics=metrics, num_units=len(rank_Q), group_U=np.asarray(group_N)[row_Q],
+        chance=chance, counts=counts, items=items, row_U=row_Q,
     )  # fmt: skip
 
 
@@ -257,9 +260,9 @@ def _own_pair(embeddings: Embeddings) -> list[Measured]:
                 for start in range(0, size, chunk)
             ]
         )
-        one = np.ones(size, np.int64)
+        one, rows, counts = np.ones(size, np.int64), np.arange(size), {"pairs": size}
         found.append(
-            _of_ranks(name, rank_N, 1 / rank_N, one, size, embeddings.group_N, {"pairs": size})
+            _of_ranks(name, rank_N, 1 / rank_N, one, size, rows, embeddings.group_N, counts)
         )
     return found
 

@@ -56,6 +56,7 @@ class EvalSplit:
     captions: list[str] | None = None
     labels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # by prompt file
     groups: np.ndarray | None = None  # article or patient
+    modalities: np.ndarray | None = None  # strings: scores are told by modality, too
     studies: np.ndarray | None = None
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
 
@@ -90,6 +91,8 @@ def of_dataset(
         for file in prompt_files:
             column = load_prompts(file, templates)["label_column"]
             labels[file] = dataset.columns([column])[column].to_numpy()[positions]
+        has_modality = "modality" in dataset.column_names
+        modality = dataset.columns(["modality"])["modality"] if has_modality else None
         captions = [choose_text(dataset[int(i)].texts(), config.text, None) for i in positions]
         found.append(
             EvalSplit(
@@ -100,6 +103,7 @@ def of_dataset(
                 captions=captions,
                 labels=labels,
                 groups=article if all(article) else None,
+                modalities=None if modality is None else modality.to_numpy()[positions],
                 left_out={"no text": source.without_text} if source.without_text else {},
             )
         )

@@ -240,7 +240,7 @@ def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny
     """In padded batches."""
     import jax
 
-    from jaxclip.data.image import eval_pixels
+    from jaxclip.data.image import eval_image
     from jaxclip.data.record import Dataset
     from jaxclip.evals.suite import model_inputs
     from jaxclip.models import clip
@@ -248,8 +248,7 @@ def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny
     workdir, config, tokenizer, params = untrained_run
     inputs = model_inputs(config, tokenizer)
     items = [Dataset(tiny_dataset)[i] for i in range(5)]
-    decoded = [decode_image(item.image) for item in items]
-    images = np.stack([eval_pixels(pixels, config.data.image) for pixels in decoded])
+    images = np.stack([eval_image(item.image, config.data.image) for item in items])
     batch = {"image": images, "tokens": tokenizer.encode([item.caption for item in items])}
     image, text = jax.jit(lambda p, b: clip.apply(config.model, inputs, p, b))(params, batch)
     pairs = [(item.image, item.caption) for item in items]
