@@ -52,6 +52,10 @@ def get_sweep(data: str = "datasets/miniature") -> Sweep:
         make_data={
             f"{data}/{source}/manifest.json": DRAW.format(path=f"{data}/{source}", dials=dials)
             for source, dials in SOURCES.items()
+        }
+        | {
+            f"{data}/{source}/card.html": f"python -m data_pipelines.card --dataset={data}/{source}"
+            for source in SOURCES
         },
         reference="clean",
         metric="clean/test/image_to_text/recall@10",

@@ -12,9 +12,10 @@ from jaxclip import evaluate
 from jaxclip.data.record import Dataset
 from jaxclip.data.sources import DataConfig
 from jaxclip.evals import results
-from jaxclip.evals.base import Measured
+from jaxclip.evals.base import Embeddings, Measured
 from jaxclip.evals.embed import EmbeddingCache, fingerprint
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
+from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.sets import of_dataset
 from jaxclip.evaluate import load_embedder, model_name, seeds_of
 from jaxclip.sharding import ShardingConfig, make_mesh
@@ -111,3 +112,26 @@ def test_records_of_one_dataset_are_read_when_they_are_asked_for(tiny_dataset):
     positions = dataset.positions("test")
     assert list(split.images) == [dataset[int(i)].image for i in positions]
     assert split.images[1:3] == list(split.images)[1:3]
+
+
+def test_items_have_the_modality_of_their_own_row():
+    # Image 9 is shown twice; unique ids come out sorted, so that units are not rows.
+    embeddings = Embeddings(
+        image_NE=np.eye(4, dtype=np.float32)[[0, 1, 2, 0]],
+        text_NE=np.eye(4, dtype=np.float32)[[0, 1, 2, 0]] * np.float32([[1], [1], [-1], [1]]),
+        record_N=np.arange(4),
+        image_id_N=np.array([9, 5, 7, 9]),
+        caption_id_N=np.array([3, 4, 1, 2]),
+    )
+    modality_N = np.array(["ct", "mri", "chart", "ct"])
+    tables = results.items_of(
+        retrieval(embeddings), model="m", set_name="s", split="test", modality_N=modality_N
+    )
+    rows = [row for table in tables for row in table.to_pylist() if row["metric"] == "recall@1"]
+    found = [(row["evaluator"], row["modality"], row["value"]) for row in rows]
+    assert [x[1:] for x in found if x[0] == "image_to_text"] == [
+        ("mri", 1.0),
+        ("chart", 0.0),
+        ("ct", 1.0),
+    ]
+    assert [x[1] for x in found if x[0] == "text_to_image"] == ["chart", "ct", "ct", "mri"]
