@@ -27,10 +27,9 @@ from jaxclip.config import TrainConfig
 from jaxclip.optimizer import Duration
 
 
-def get_config(argument: str = "") -> TrainConfig:
-    model, recipe, hardware = biomedical.parse(argument)
-    if recipe == "ours":
-        return biomedical.on(biomedical.ours(model), model, hardware)
-    config = biomedical.base(model, context_length=256)
+def paper(config: TrainConfig) -> None:
     config.duration = Duration(amount=397_000_000, unit="samples")
-    return biomedical.on(config, model, hardware)
+
+
+def get_config(argument: str = "") -> TrainConfig:
+    return biomedical.choose(argument, paper)

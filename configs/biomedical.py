@@ -3,6 +3,8 @@
 Their argument is MODEL,RECIPE,HARDWARE, each with a default: configs/open_pmc.py:L/14,ours,v6e-64.
 """
 
+from collections.abc import Callable
+
 from jaxclip.config import TrainConfig
 from jaxclip.models.bert import BertConfig
 from jaxclip.models.clip import ClipConfig
@@ -15,6 +17,17 @@ RECIPES = ("paper", "ours")
 HARDWARE = {"h100x8": (8, 256), "v5e-16": (16, 32), "v5e-64": (64, 32), "v6e-16": (16, 64),
             "v6e-64": (64, 64)}  # fmt: skip
 MATCHED_SAMPLES = 112_000_000  # seen by Open-PMC's own runs on Open-PMC and on PMC-OA
+
+
+def choose(argument: str, paper: Callable[[TrainConfig], None]) -> TrainConfig:
+    """The config that MODEL,RECIPE,HARDWARE names; `paper` makes a corpus's recipe of base()'s."""
+    model, recipe, hardware = parse(argument)
+    if recipe == "ours":
+        return on(ours(model), model, hardware)
+    config = base(model, context_length=256)
+    config.duration = Duration(amount=MATCHED_SAMPLES, unit="samples")
+    paper(config)
+    return on(config, model, hardware)
 
 
 def parse(argument: str) -> tuple[str, str, str]:

@@ -14,15 +14,12 @@ v6e-64. B/16 2.7 and L/14 7.0 hours on 8 H100, 1.7 and 4.4 on 64 v5e, 0.4 and 0.
 
 from configs import biomedical
 from jaxclip.config import TrainConfig
-from jaxclip.optimizer import Duration
+
+
+def paper(config: TrainConfig) -> None:
+    config.data.text.fields = ("panel_caption", "caption", "summary")
+    config.data.text.combine = "join"
 
 
 def get_config(argument: str = "") -> TrainConfig:
-    model, recipe, hardware = biomedical.parse(argument)
-    if recipe == "ours":
-        return biomedical.on(biomedical.ours(model), model, hardware)
-    config = biomedical.base(model, context_length=256)
-    config.duration = Duration(amount=biomedical.MATCHED_SAMPLES, unit="samples")
-    config.data.text.fields = ("panel_caption", "caption", "summary")
-    config.data.text.combine = "join"
-    return biomedical.on(config, model, hardware)
+    return biomedical.choose(argument, paper)

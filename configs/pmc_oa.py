@@ -15,13 +15,7 @@ H100: 243 and 624 GFLOP a pair and step, at 35 % MFU; computed, not measured.
 
 from configs import biomedical
 from jaxclip.config import TrainConfig
-from jaxclip.optimizer import Duration
 
 
 def get_config(argument: str = "") -> TrainConfig:
-    model, recipe, hardware = biomedical.parse(argument)
-    if recipe == "ours":
-        return biomedical.on(biomedical.ours(model), model, hardware)
-    config = biomedical.base(model, context_length=256)
-    config.duration = Duration(amount=biomedical.MATCHED_SAMPLES, unit="samples")
-    return biomedical.on(config, model, hardware)
+    return biomedical.choose(argument, paper=lambda config: None)  # base()'s, as it is
