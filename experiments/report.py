@@ -59,7 +59,7 @@ def write(
     workdir: epath.PathLike, *, reference: str = "", metric: str = "",
     budgets: Sequence[float] = (), replicates: int = REPLICATES,
 ) -> epath.Path:  # fmt: skip
-    """Writes the report of a study; returns its page.
+    """Writes the report of a study, prints the answer, and returns the page.
 
     Raises:
       FileNotFoundError, ValueError: see tables.read, tables.scores, scaling.analyse.
@@ -84,6 +84,7 @@ def write(
     page = directory / "index.html"
     for name, file in (("report.html.jinja", page), ("report.md.jinja", directory / "report.md")):
         write_atomically(file, environment.get_template(name).render(context))
+    print(*context["answers"], f"The report: {page}", sep="\n")
     return page
 
 
@@ -321,10 +322,7 @@ def main(options: ReportOptions) -> None:
         budgets = [float(text) for text in options.budgets]
     except ValueError:
         raise ValueError(f"budgets ({options.budgets}) must be numbers, as 1e18,3e18.") from None
-    page = write(
-        options.workdir, reference=options.reference, metric=options.metric, budgets=budgets
-    )
-    print(f"The report: {page}")
+    write(options.workdir, reference=options.reference, metric=options.metric, budgets=budgets)
 
 
 if __name__ == "__main__":
