@@ -31,6 +31,7 @@ from ml_collections import config_flags
 from jaxclip import command
 from jaxclip.config import TrainConfig, check_types, to_dict
 from jaxclip.data.record import write_atomically
+from jaxclip.losses import RELATIONS
 from jaxclip.metrics import PEAK_FLOPS
 from jaxclip.models import clip
 from jaxclip.optimizer import make_schedule
@@ -131,7 +132,7 @@ def benchmark(config: TrainConfig, vocab_size: int, steps: int, repeats: int) ->
 
 
 def synthetic_batch(inputs: clip.Inputs, batch_size: int, mesh: Mesh) -> StepBatch:
-    """Noise for images; texts of every length."""
+    """Noise for images; texts of every length; no two pairs of one article, figure or label."""
 
     def draw():
         keys = jax.random.split(jax.random.key(0), 3)
@@ -140,10 +141,12 @@ def synthetic_batch(inputs: clip.Inputs, batch_size: int, mesh: Mesh) -> StepBat
         end = jax.random.randint(keys[1], (batch_size, 1), 0, T)
         place = jnp.arange(T)
         tokens = jnp.where(place == end, inputs.eos_id, tokens)
+        number_B1 = jnp.arange(batch_size, dtype=jnp.int32)[:, None]
+        ids_B2 = jnp.pad(number_B1, ((0, 0), (0, 1)))
         return {
             "image": jax.random.bits(keys[2], (batch_size, S, S, 3), jnp.uint8),
             "tokens": jnp.where(place > end, inputs.pad_id, tokens),
-            "relations": {},
+            "relations": dict.fromkeys(RELATIONS, ids_B2) | {"labels": number_B1},
         }
 
     return jax.jit(draw, out_shardings=batch_sharding(mesh))()
