@@ -162,8 +162,8 @@ def one_shot():
     return found
 
 
-# Each implementation on each mesh; one part is the plain step, which test_train_step compares.
-PROGRAMS = [("dense", DATA, 8), ("dense", DATA_FSDP, 4), ("dense", ALL, 2)]
+# Each implementation on each mesh, in 1, 2, 4 and 8 parts.
+PROGRAMS = [("dense", DATA, 8), ("dense", DATA_FSDP, 4), ("dense", ALL, 2), ("ring", DATA, 1)]
 PROGRAMS += [("ring", DATA, 4), ("ring", DATA_FSDP, 8), ("ring", ALL, 2)]
 
 
