@@ -5,6 +5,7 @@ Their argument is MODEL,RECIPE,HARDWARE, each with a default: configs/open_pmc.p
 
 from collections.abc import Callable
 
+from configs.common import open_pmc_optimizer
 from jaxclip.config import TrainConfig
 from jaxclip.models.bert import BertConfig
 from jaxclip.models.clip import ClipConfig
@@ -61,11 +62,7 @@ def base(model: str, context_length: int) -> TrainConfig:
     )
     config.data.tokenizer.context_length = context_length
     config.data.image.crop_scale = (0.9, 1.0)
-    config.optimizer.peak_lr = 5e-4
-    config.optimizer.b2 = 0.98
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.2
-    config.optimizer.warmup = Duration(amount=2000, unit="steps")
+    open_pmc_optimizer(config)
     return config
 
 

@@ -9,6 +9,7 @@ measured). If memory is short: --config.model.image.transformer.remat=dots.
       --workdir=RUN --config.data.tokenizer.path=bpe_simple_vocab_16e6.txt.gz
 """
 
+from configs.common import open_pmc_optimizer
 from jaxclip.config import TrainConfig
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.vit import vit
@@ -18,9 +19,5 @@ from jaxclip.optimizer import Duration
 def get_config() -> TrainConfig:
     config = TrainConfig(batch_size=2048, duration=Duration(amount=112_000_000, unit="samples"))
     config.model = ClipConfig(image=vit("B", 16))
-    config.optimizer.peak_lr = 5e-4
-    config.optimizer.b2 = 0.98
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.2
-    config.optimizer.warmup = Duration(amount=2000, unit="steps")
+    open_pmc_optimizer(config)
     return config

@@ -43,6 +43,15 @@ def study_clip(*, context_length: int) -> TrainConfig:
     return config
 
 
+def open_pmc_optimizer(config: TrainConfig) -> None:
+    """AdamW as Open-PMC ran it: VectorInstitute/pmc-data-extraction, pmcoa2_matched.yaml."""
+    config.optimizer.peak_lr = 5e-4
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.2
+    config.optimizer.warmup = Duration(amount=2000, unit="steps")
+
+
 def tiny_transformer() -> TransformerConfig:
     # unrolled, and without erf or tanh: faster on a CPU
     return TransformerConfig(width=128, depth=4, num_heads=4, activation="quick_gelu", scan=False)
