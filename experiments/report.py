@@ -84,8 +84,30 @@ def write(
     page = directory / "index.html"
     for name, file in (("report.html.jinja", page), ("report.md.jinja", directory / "report.md")):
         write_atomically(file, environment.get_template(name).render(context))
-    print(*context["answers"], f"The report: {page}", sep="\n")
+    print(*context["answers"], _best_run(study, metric), f"The report: {page}", sep="\n")
     return page
+
+
+def _best_run(study: Study, metric: str) -> str:
+    """Which finished run has the best `metric`, its scores beside chance, and where it is."""
+    done = {run["run_id"] for run in study.done}
+    rows = [row for row in study.results if row["run_id"] in done]
+    best = max(
+        (row for row in rows if metric_name(row) == metric),
+        key=lambda row: row["value"] if row["higher_is_better"] else -row["value"],
+    )
+    shown = {metric, re.sub(r"recall@\d+$", "recall@1", metric)}
+    scores = [
+        f"{metric_name(row)} {row['value']:.3f} (chance {_chance(row)})"
+        for row in rows
+        if row["run_id"] == best["run_id"] and metric_name(row) in shown
+    ]
+    folder = study.workdir / "runs" / best["run_id"]
+    return f"The best run: {folder}: {', '.join(sorted(scores))}"
+
+
+def _chance(row: Row) -> str:
+    return "unknown" if row["chance"] is None else number(row["chance"])
 
 
 def _default_metric(study: Study) -> str:

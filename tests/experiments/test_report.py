@@ -141,7 +141,7 @@ def test_what_is_missing_is_said(studied):
     assert "mismatched: 3 sizes fit a curve and cannot test it" in missing
 
 
-def test_files_are_whole_and_the_same_again(studied):
+def test_files_are_whole_and_the_same_again(studied, capsys):
     directory = studied / "report"
     before = {file: file.read_bytes() for file in directory.rglob("*.*") if file.is_file()}
     names = {file.name for file in before}
@@ -151,6 +151,9 @@ def test_files_are_whole_and_the_same_again(studied):
     assert all(content[:5] == b"%PDF-" for file, content in before.items() if file.suffix == ".pdf")
     report.write(studied, replicates=100)
     assert {file: file.read_bytes() for file in before} == before
+    results = pq.read_table(studied / "results.parquet").to_pylist()
+    best = max(results, key=lambda row: row["value"])
+    assert f"The best run: {studied}/runs/{best['run_id']}: {NAME} " in capsys.readouterr().out
 
 
 def test_mistakes_are_named(studied, tmp_path):
