@@ -257,12 +257,11 @@ def compare_sources(
     means = mean(found, cell_R) if is_share else mean_log(found, cell_R)
     places = [cells.index((s, at["unique_pairs"], at["samples_seen"])) for s in sources]
     one_SC = np.eye(len(cells))[places]
-    intervals = [means.interval(one_C) for one_C in one_SC]
-    if not is_share:
-        intervals = [tuple(float(np.exp(x)) for x in interval) for interval in intervals]
+    intervals = np.array([means.interval(one_C) for one_C in one_SC])
+    intervals = np.clip(intervals, 0, 1) if is_share else np.exp(intervals)
     differences = [means.interval(one_C - one_SC[0]) if is_share else None for one_C in one_SC[1:]]
     return Compared(
-        metric=metric, names=tuple(sources), intervals=tuple(intervals),
+        metric=metric, names=tuple(sources), intervals=tuple(map(tuple, intervals.tolist())),
         differences=(None, *differences), chance=found.chance,
         higher_is_better=found.higher_is_better,
         runs=tuple(int(means.runs_C[place]) for place in places),
