@@ -167,9 +167,9 @@ class ImageFolder:
                 raise ImageError("path outside images", name)
             if not os.path.isfile(file):  # also a directory, a pipe, a device
                 raise ImageError("missing file", name)
-            _check_size(os.path.getsize(file), name)
+            _check_size(size := os.path.getsize(file), name)
             with open(file, "rb") as opened:
-                return opened.read(MAX_FILE_BYTES)
+                return opened.read(size)  # not MAX_FILE_BYTES, for which Python makes room first
         except ImageError:
             raise
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
