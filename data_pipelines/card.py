@@ -49,7 +49,6 @@ def write_card(dataset: Dataset, samples: int = 24, seed: int = 0) -> dict[str, 
     card["samples"] = [int(position) for position in shown]
     write_atomically(dataset.path / "card.json", json.dumps(card, indent=1))
     write_atomically(dataset.path / "card.html", render(dataset, card))
-    print(f"The card: {dataset.path / 'card.html'}")
     return card
 
 
@@ -199,6 +198,7 @@ def main(options: CardOptions) -> None:
     if not options.dataset:
         raise ValueError("dataset is not set. Give --dataset=FOLDER.")
     write_card(Dataset(options.dataset), options.samples, options.seed)
+    print(f"The card: {os.path.join(options.dataset, 'card.html')}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,14 @@ where --caption, --group, ... name a field; for a table of files see table.py.
 --input may be paths, folders, globs and {00..09}, local or gs://, s3://, https://. Nothing is
 unpacked to disk. A tar, a row group or a range of rows is one shard: a run that was stopped goes on
 with the next one. What does not become a record is in dropped.jsonl with the reason. By default a
-process a core; with --runner=..., Apache Beam's options: the same shards on many machines.
+process a core; with --runner=..., Apache Beam's options: the same shards on many machines:
+
+    python -m data_pipelines.corpora --layout=biomedica --input='gs://B/{a,b}*.tar' \
+        --out=gs://B/DATASET --runner=DataflowRunner --project=P --region=R \
+        --temp_location=gs://B/tmp --sdk_container_image=IMAGE --number_of_worker_harness_threads=1
+
+--out is then a URL, or a path that all workers share; data_pipelines.pmc has more such commands,
+and says what IMAGE is.
 """
 
 import dataclasses
@@ -34,9 +41,9 @@ from data_pipelines.figure import FieldOptions, Figure, as_text, to_example
 from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
-from data_pipelines.remote import expand, is_url, open_file
+from data_pipelines.remote import exists, expand, is_url, open_file
 from data_pipelines.table import key_warnings
-from data_pipelines.text_table import BadRow, read_rows, read_text_table, stage
+from data_pipelines.text_table import BadRow, num_rows, read_rows, read_text_table, stage
 from data_pipelines.tfds import read_tfds, tfds_jobs
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
 from data_pipelines.write import STAGED_ROWS, build_dataset
@@ -136,10 +143,10 @@ def _parquet_jobs(options: CorpusOptions, files: list[str]) -> list[tuple[str, i
 def _table_jobs(options: CorpusOptions, files: list[str]) -> list[range]:
     """Ranges of the rows of all tables, which are staged first."""
     staged = os.path.join(options.out, STAGED_ROWS)
-    if not os.path.exists(staged):
+    if not exists(staged):
         print(f"Reading {', '.join(files)} ...")
         stage(_table_rows(files), ["row"], [], staged, from_csv=False)
-    rows = pq.read_metadata(staged).num_rows
+    rows = num_rows(staged)
     step = min(max(64, math.ceil(rows / 16)), ROWS_PER_SHARD)
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
 

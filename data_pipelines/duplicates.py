@@ -8,44 +8,50 @@ of one figure. Two have the same caption if its words are: case, accents, punctu
 import os
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
 from data_pipelines.overlap_keys import Collection, cluster, collect
-from jaxclip.data.record import Record, hash64
+from data_pipelines.remote import Shards
+from jaxclip.data.record import Record, hash64, shard_name
 
 COLUMNS = ("article_id", "figure_id", "image_sha256", "perceptual_hash", "caption_hash")
 
 
-class Shards:
+class Records:
     """The records of a dataset whose manifest is not there yet, by position. Picklable."""
 
-    def __init__(self, files: Sequence[str]):
-        self._source = grain.sources.ArrayRecordDataSource(list(files))
+    def __init__(self, shards: Shards):
+        self._shards = shards
 
     def __getitem__(self, position: int) -> Record:
-        return Record.unpack(self._source[position])
+        return Record.unpack(self._shards[position])
 
 
 def duplicate_columns(
-    others: Sequence[str], max_distance: int, workers: int, directory: epath.Path, num_shards: int
+    others: Sequence[str],
+    max_distance: int,
+    workers: int,
+    directory: epath.Path,
+    num_shards: int,
+    shards: Shards,
 ) -> pa.Table:
     """What finish_dataset adds to metadata.parquet, a row a record.
 
     Args:
       others: datasets, subsets or TFDS to look for the images in.
       max_distance: bits of 64 that the hashes of near duplicates may differ in; 0 to 16.
-      directory, num_shards: of the dataset in the making; its shards are finished.
+      directory, num_shards, shards: of the dataset in the making; the tables of its shards are in
+        `directory`.
     Returns:
       duplicate_cluster: the smallest position of the records with the same image; its own where
         there is no other. `WHERE duplicate_cluster = position` keeps one of each.
       caption_cluster: the same for captions.
       duplicate_in: names of the others that have the image, comma-separated; null: none has.
     """
-    mine, caption_hashes = _collection(directory, num_shards)
+    mine, caption_hashes = _collection(directory, num_shards, shards)
     kept = epath.Path(f"{os.fspath(directory).rstrip('/')}.keys")
     collections = [mine, *(collect(path, "", kept, workers) for path in others)]
     cluster(collections, max_distance, workers)
@@ -75,11 +81,13 @@ def _across_figures(collections: Sequence[Collection]) -> np.ndarray:
     return mine["near"]
 
 
-def _collection(directory: epath.Path, num_shards: int) -> tuple[Collection, np.ndarray]:
+def _collection(
+    directory: epath.Path, num_shards: int, shards: Shards
+) -> tuple[Collection, np.ndarray]:
     """The dataset in the making with its keys; the hashes of its captions, int64 [N]."""
-    names = [os.fspath(directory / f"records-{i:05d}") for i in range(num_shards)]
-    filled = [name for name in names if pq.read_metadata(f"{name}.parquet").num_rows]
-    tables = [pq.read_table(f"{name}.parquet", columns=list(COLUMNS)) for name in filled]
+    files = [os.fspath(directory / f"{shard_name(i)}.parquet") for i in range(num_shards)]
+    filled = [file for file in files if pq.read_metadata(file).num_rows]
+    tables = [pq.read_table(file, columns=list(COLUMNS)) for file in filled]
     table = pa.concat_tables(tables) if tables else pa.table(dict.fromkeys(COLUMNS, []))
     figures = zip(table["article_id"].to_pylist(), table["figure_id"].to_pylist(), strict=True)
     keys = {
@@ -87,8 +95,7 @@ def _collection(directory: epath.Path, num_shards: int) -> tuple[Collection, np.
         "image": np.array([hash64(s) for s in table["image_sha256"].to_pylist()], np.int64),
         "phash": table["perceptual_hash"].to_numpy().astype(np.int64),
     }
-    shards = Shards([f"{name}.array_record" for name in filled])
-    collection = Collection(directory.name, shards, np.arange(len(table)), keys)
+    collection = Collection(directory.name, Records(shards), np.arange(len(table)), keys)
     return collection, table["caption_hash"].to_numpy().astype(np.int64)
 
 

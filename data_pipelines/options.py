@@ -19,7 +19,7 @@ def option(default: Any, help: str) -> Any:
 class WriteOptions:
     """How a dataset is written, whatever it is made of; the arguments of write.build_dataset."""
 
-    out: str = option("", "folder of the dataset")
+    out: str = option("", "folder of the dataset, also gs://BUCKET/FOLDER or s3://")
     workers: int = option(0, "processes; 0: one per core")
     tokenizer_vocab: int = option(8192, "size of the vocabulary trained on the captions; 0: none")
     overwrite: bool = option(False, "replace the dataset at --out")
@@ -32,7 +32,12 @@ def take_beam_options(argv: list[str]) -> list[str]:
     from apache_beam.options.pipeline_options import PipelineOptions  # takes seconds
 
     known = PipelineOptions([]).get_all_options()
-    taken = [arg for arg in argv if arg[:2] == "--" and arg[2:].partition("=")[0] in known]
+
+    def is_known(flag: str) -> bool:  # by its name, or by one of the others that it has
+        name = flag[2:].partition("=")[0]
+        return name in known or bool(PipelineOptions([flag]).get_all_options(drop_default=True))
+
+    taken = [argument for argument in argv if argument[:2] == "--" and is_known(argument)]
     for argument in taken:
         argv.remove(argument)
     return taken

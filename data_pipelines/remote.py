@@ -1,21 +1,31 @@
-"""Files from wherever fsspec goes: a local path, gs://, s3://, https://, memory://; nothing is
-unpacked or copied to disk.
+"""Files wherever fsspec goes: a local path, gs://, s3://, https://, memory://.
 
     expand(["gs://corpus/train-{0000..0003}.tar"])  -> four URLs and their sizes
     open_file("s3://bucket/a.tar")                  -> a file that survives a lost connection
+    create_file("gs://bucket/a.json")               -> a local file, there once it is whole
+
+What is read is not unpacked or copied to disk, with one exception: ArrayRecord reads local files
+only, so Shards fetches those at a URL, one at a time.
 """
 
+import atexit
 import concurrent.futures
+import contextlib
 import io
+import os
+import posixpath
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 import braceexpand
 import fsspec
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 BLOCK_BYTES = 8 << 20  # read ahead: a request a block
 RETRIES = 5  # of a read, with 1, 2, 4, ... seconds between
-PARALLEL_LOOKUPS = 16
+PARALLEL_REQUESTS = 16
 NEEDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -26,7 +36,7 @@ def is_url(path: str) -> bool:
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Raises ValueError: a protocol that is not known, or whose package is not installed."""
     try:
-        return fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(path, use_listings_cache=False)  # others write there, too
     except (ImportError, ValueError) as error:
         protocol = path.split("://")[0]
         package = NEEDS.get(protocol)
@@ -49,7 +59,7 @@ def expand(paths: Sequence[str], suffixes: Sequence[str]) -> dict[str, int]:
         expanded = [file for path in paths for file in braceexpand.braceexpand(path)]
     except braceexpand.UnbalancedBracesError as error:
         raise ValueError(f"input has unbalanced braces: {error}.") from None
-    with concurrent.futures.ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         found = list(pool.map(lambda path: list(_files(path, suffixes)), expanded))
     for path, files in zip(expanded, found, strict=True):
         if not files:
@@ -134,3 +144,133 @@ class _Retrying(io.RawIOBase):
         if self._file is not None and not self.closed:
             self._file.close()
         super().close()
+
+
+# --- Writing: a file is there whole or not at all -------------------------------------------------
+
+
+def _place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """filesystem(), but "~" and "::" are no more than letters in a local path."""
+    if is_url(path):
+        return filesystem(path)
+    return fsspec.filesystem("file"), os.path.abspath(path)
+
+
+def exists(path: str) -> bool:
+    fs, name = _place(path)
+    return fs.exists(name)
+
+
+def read_file(path: str) -> bytes | None:
+    """All of a small file; None: there is none."""
+    fs, name = _place(path)
+    with _one_line(path, "read"):
+        try:
+            return fs.cat_file(name)
+        except FileNotFoundError:
+            return None
+
+
+@contextlib.contextmanager
+def create_file(path: str) -> Iterator[str]:
+    """A local path to write to; what is written is renamed or uploaded to `path` at the end."""
+    if not is_url(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        yield path + ".tmp"
+        os.replace(path + ".tmp", path)
+        return
+    folder, name = posixpath.split(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        yield os.path.join(temporary, name)
+        upload(temporary, [name], folder)
+
+
+def upload(local: str | os.PathLike, names: Sequence[str], folder: str) -> None:
+    """Copies files of a local folder to a URL, in their order: a later one says that the earlier
+    are there. Does nothing where `folder` is no URL."""
+    if not is_url(folder):
+        return
+    fs, root = filesystem(folder)
+    for name in names:
+        with _one_line(folder, "written"):  # a put is atomic in object stores
+            fs.put_file(os.path.join(local, name), posixpath.join(root, name))
+
+
+@contextlib.contextmanager
+def _one_line(path: str, done: str) -> Iterator[None]:
+    """Makes a ValueError of what goes wrong at a URL; each protocol has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        if not is_url(path):
+            raise
+        raise ValueError(
+            f"{path} cannot be {done} ({type(error).__name__}: {error}). Is there such a bucket, "
+            "and are you logged in and allowed to read and write it?"
+        ) from error
+
+
+def list_files(folder: str) -> list[str]:
+    """Names of what is in a folder now; [] where there is none."""
+    fs, root = _place(folder)
+    try:
+        return sorted(posixpath.basename(name) for name in fs.ls(root, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def remove_files(folder: str, names: Sequence[str]) -> None:
+    """Those that are not there are no error."""
+    fs, root = _place(folder)
+
+    def remove(name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{name}")
+
+    with concurrent.futures.ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        list(pool.map(remove, names))
+
+
+def local_folder(folder: str, names: Sequence[str]) -> str:
+    """Where files of a folder can be read: the folder itself, or at a URL, a copy that has its name
+    and is there until the program ends."""
+    if not is_url(folder):
+        return folder
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)
+    local = os.path.join(temporary.name, posixpath.basename(folder))
+    os.mkdir(local)
+    fs, root = filesystem(folder)
+    fs.get([f"{root}/{name}" for name in names], [os.path.join(local, name) for name in names])
+    return local
+
+
+class Shards:
+    """The packed records of .array_record files by position; what is at a URL is fetched, shard by
+    shard: ask in order. Picklable."""
+
+    def __init__(self, files: Sequence[str], num_records: Sequence[int]):
+        self._files = list(files)
+        self._stops = np.cumsum(num_records)
+        self._opened = -1, None  # a disk holds one shard a process
+
+    def __getitem__(self, position: int) -> bytes:
+        shard = int(np.searchsorted(self._stops, position, side="right"))
+        if self._opened[0] != shard:
+            self._opened = shard, _open_shard(self._files[shard])
+        return self._opened[1][int(position) - (int(self._stops[shard - 1]) if shard else 0)]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_opened": (-1, None)}
+
+
+def _open_shard(file: str) -> ArrayRecordDataSource:
+    if not is_url(file):
+        return ArrayRecordDataSource([file])
+    fs, name = filesystem(file)
+    with tempfile.TemporaryDirectory() as temporary:
+        local = os.path.join(temporary, posixpath.basename(file))
+        fs.get_file(name, local)
+        source = ArrayRecordDataSource([local])
+        source[0]  # opens it: it stays readable without its name, and its space ends with `source`
+    return source

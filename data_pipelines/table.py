@@ -27,9 +27,11 @@ import pyarrow.parquet as pq
 from data_pipelines.figure import FieldOptions, Figure, as_text, to_example
 from data_pipelines.images import MAX_FILE_BYTES, open_images
 from data_pipelines.options import option, run
+from data_pipelines.remote import exists
 from data_pipelines.text_table import (
     UNREADABLE,
     columns_of,
+    num_rows,
     read_rows,
     read_text_table,
     stage,
@@ -97,18 +99,18 @@ def build_table(
         _check_types(options, pq.read_schema(parquet))
 
     def jobs() -> list[range]:
-        if is_staged and not os.path.exists(parquet):
+        if is_staged and not exists(parquet):
             text_rows = read_text_table(options.table) if rows is None else rows
             from_csv = rows is None and suffix(options.table) in (".csv", ".tsv")
             typed = [name for name in options.keep if name not in options.text_columns()]
             print(f"Converting {options.table} ...")
             stage(text_rows, columns, typed, parquet, from_csv)
-        num_rows = pq.read_metadata(parquet).num_rows
+        count = num_rows(parquet)
         # small enough that every core has a shard to write, on any machine the same
-        step = options.records_per_shard or min(max(64, -(-num_rows // 16)), 4096)
-        if not num_rows:
+        step = options.records_per_shard or min(max(64, -(-count // 16)), 4096)
+        if not count:
             raise ValueError(f"{options.table} has no rows.")
-        return [range(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
+        return [range(i, min(i + step, count)) for i in range(0, count, step)]
 
     dataset = build_dataset(
         options.out,

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.remote import open_file
+from data_pipelines.remote import create_file, open_file
 
 UNREADABLE = "unreadable_row"  # column of the staged table: what is wrong with a row, or null
 ROWS_PER_GROUP = 2048  # of the staged table: what a worker reads at once
@@ -113,7 +113,7 @@ def stage(
     """
     kinds = {name: set() for name in typed}
     schema = pa.schema([(name, pa.string()) for name in (*columns, UNREADABLE)])
-    with pq.ParquetWriter(parquet + ".tmp", schema) as writer:
+    with create_file(parquet) as local, pq.ParquetWriter(local, schema) as writer:
         for chunk in _chunks(rows, ROWS_PER_GROUP):
             staged = []
             for row in chunk:
@@ -126,7 +126,6 @@ def stage(
             writer.write_table(pa.Table.from_pylist(staged, schema=schema))
         types = {name: _common_type(seen - {"null"}) for name, seen in kinds.items()}
         writer.add_key_value_metadata({"types": json.dumps(types)})
-    os.replace(parquet + ".tmp", parquet)
 
 
 def _chunks(rows: Iterable, size: int) -> Iterator[list]:
@@ -162,11 +161,16 @@ def _common_type(kinds: set[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else "string"
 
 
+def num_rows(parquet: str) -> int:
+    with open_file(parquet) as opened:
+        return pq.read_metadata(opened).num_rows
+
+
 def read_rows(
     parquet: str, rows: range, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (row number, row) of a range of rows; reads the row groups they are in, in batches."""
-    with pq.ParquetFile(parquet) as file:
+    with open_file(parquet) as opened, pq.ParquetFile(opened) as file:
         columns = [name for name in file.schema_arrow.names if name in {*columns, UNREADABLE}]
         types = json.loads((file.metadata.metadata or {}).get(b"types", "{}"))  # see _stage
         first = 0

@@ -13,17 +13,29 @@ record (compound figures: one a panel) or a line of dropped.jsonl with its reaso
     ... --duplicates_of=ROCO,PMC_OA     a column with the datasets that have the image, too
 
 A batch of articles is one shard, which is written whole or not at all; the same command goes on
-where it stopped, and gives the same bytes with any number of workers. On one machine, --workers
-processes do it. With options of Apache Beam the same batches run wherever Beam does:
+where it stopped, and gives the same bytes with any number of workers. --out may be a folder, or a
+URL of a bucket (gs://, s3://). On one machine, --workers processes do it. With options of Apache
+Beam the same batches run wherever Beam does, and --out is a URL or a path that all workers share:
 
     ... --runner=DirectRunner --direct_num_workers=4 --direct_running_mode=multi_processing
-    ... --runner=FlinkRunner --flink_master=HOST:8081 --environment_type=LOOPBACK
-    ... --runner=SparkRunner --spark_master_url=spark://HOST:7077 --environment_type=LOOPBACK
-    ... --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp \
-        --sdk_container_image=IMAGE_WITH_JAXCLIP
+    ... --runner=FlinkRunner --flink_master=HOST:8081 \
+        --environment_type=DOCKER --environment_config=IMAGE
+    ... --runner=SparkRunner --spark_master_url=spark://HOST:7077 \
+        --environment_type=DOCKER --environment_config=IMAGE
+    ... --out=gs://B/DATASET --runner=DataflowRunner --project=P --region=R \
+        --temp_location=gs://B/tmp --sdk_container_image=IMAGE --max_num_workers=100 \
+        --number_of_worker_harness_threads=1
 
---out must then be a path that all workers share: NFS, or a bucket that they mount. What only all
-records together can tell (duplicates, the vocabulary) is done by the program that was started.
+IMAGE has what is installed here, above all the same Python, Beam and Pillow. A Dockerfile:
+
+    FROM apache/beam_python3.11_sdk:2.77.0
+    COPY . /jaxclip
+    RUN pip install -c /jaxclip/constraints.txt "/jaxclip[clouds,pipelines]"
+
+Here, gs:// and s3:// need `pip install "jaxclip[clouds,pipelines]"`, Dataflow also
+"apache-beam[gcp]". What only all records together can tell (duplicates, the vocabulary) is done by
+the program that was started; of records at a URL it fetches the shards they are in, one at a time.
+Training reads local files: a dataset in a bucket is copied or mounted first, and says how.
 """
 
 import functools

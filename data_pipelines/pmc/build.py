@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines.card import write_card
 from data_pipelines.duplicates import duplicate_columns
@@ -17,8 +16,9 @@ from data_pipelines.pmc.articles import list_inputs, open_articles
 from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.pmc.records import Item, article_items
+from data_pipelines.remote import exists, upload
 from data_pipelines.similarity import add_similarity, clip_score
-from data_pipelines.text_table import read_rows, stage
+from data_pipelines.text_table import num_rows, read_rows, stage
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.record import Dataset, Drop
 from jaxclip.data.subset import open_dataset
@@ -38,11 +38,11 @@ def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] 
     staged = os.path.join(options.out, STAGED_ROWS)
 
     def jobs() -> list[range]:
-        if not os.path.exists(staged):
+        if not exists(staged):
             print(f"Listing {options.input} ...")
             rows = ({"file": name} for name in list_inputs(options.input)[1])
             stage(rows, ["file"], [], staged, from_csv=False)
-        count = pq.read_metadata(staged).num_rows
+        count = num_rows(staged)
         if not count:
             raise ValueError(f"input ({options.input!r}) has no .nxml, .xml or .tar.gz in it.")
         step = options.articles_per_shard or min(max(8, -(-count // 16)), 256)
@@ -61,6 +61,8 @@ def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] 
         overwrite=options.overwrite,
     )
     write_card(dataset)
+    upload(dataset.path, ["card.json", "card.html"], options.out)
+    print(f"The card: {os.path.join(options.out, 'card.html')}")
     return dataset
 
 

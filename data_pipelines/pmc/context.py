@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from data_pipelines.options import option
 from data_pipelines.pmc.jats import Article, Figure
-from jaxclip.data.record import write_atomically
+from data_pipelines.remote import create_file, read_file
 from jaxclip.data.text import split_sentences
 
 EXTRACTIVE = "textrank"
@@ -147,12 +147,11 @@ def _cached(options: ContextOptions, cache: str, prompt: str) -> Summary:
     asked = [options.summary_model, options.summary_tokens, prompt]
     name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     file = os.path.join(cache, name[:2], f"{name}.json")
-    if os.path.exists(file):
-        with open(file, encoding="utf-8") as opened:
-            return Summary(**json.load(opened))
+    if (kept := read_file(file)) is not None:
+        return Summary(**json.loads(kept))
     summary = _ask(options, prompt)
-    os.makedirs(os.path.dirname(file), exist_ok=True)
-    write_atomically(file, json.dumps(dataclasses.asdict(summary)))
+    with create_file(file) as local, open(local, "w") as opened:
+        json.dump(dataclasses.asdict(summary), opened)
     return summary
 
 

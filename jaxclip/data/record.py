@@ -39,6 +39,7 @@ SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
+COPY_COMMANDS = {"gs": "gcloud storage rsync", "s3": "aws s3 sync"}  # they go on where they stopped
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -172,7 +173,22 @@ def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
     temporary.replace(path)
 
 
-def _shard_name(index: int) -> str:
+def local_path(path: epath.PathLike) -> epath.Path:
+    """Raises ValueError for a URL: ArrayRecord reads local files."""
+    if "://" in os.fspath(path):
+        raise ValueError(f"{path} is a URL; records are read from local files. {copying(path)}")
+    return epath.Path(path)
+
+
+def copying(url: epath.PathLike) -> str:
+    """How to get what is at a URL to where it can be read: a sentence."""
+    tool = COPY_COMMANDS.get(os.fspath(url).partition("://")[0])
+    command = f" (`mkdir -p FOLDER && {tool} {os.fspath(url)} FOLDER`)" if tool else ""
+    return f"Copy it{command} or mount the bucket (gcsfuse, mount-s3), and give that folder."
+
+
+def shard_name(index: int) -> str:
+    """Of the files of a shard, without suffix."""
     return f"records-{index:05d}"
 
 
@@ -185,7 +201,7 @@ def write_shard(
     A Counter among the items is what a source counts besides: {"articles": 1, "figures": 6}.
     """
     directory = epath.Path(directory)
-    name = _shard_name(index)
+    name = shard_name(index)
     done = directory / f"{name}.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -229,6 +245,7 @@ def finish_dataset(
     num_shards: int,
     made_by: Mapping[str, Any],
     columns: pa.Table | None = None,
+    source: Any = None,
 ) -> "Dataset":
     """Joins the finished shards 0..num_shards-1 into a dataset; the manifest is its last act.
 
@@ -236,11 +253,12 @@ def finish_dataset(
       made_by: what made the dataset, so that it can be made again: module, options, versions.
       columns: what could be told only of all records together, for metadata.parquet; one row a
         record, by position.
+      source: of the Dataset that is returned.
     Raises:
       ValueError: no record came through; the message has the counts by reason.
     """
     directory = epath.Path(directory)
-    names = [_shard_name(i) for i in range(num_shards)]
+    names = [shard_name(i) for i in range(num_shards)]
     infos = [json.loads((directory / f"{name}.json").read_text()) for name in names]
     drops = [drop for info in infos for drop in info.pop("dropped")]
     steps = sum(
@@ -252,8 +270,8 @@ def finish_dataset(
     filled = [(name, info) for name, info in zip(names, infos, strict=True) if info["records"]]
     if not filled:
         raise ValueError(
-            f"No record was written to {directory}: dropped {reasons or 'nothing'}; one by one in "
-            "dropped.jsonl there."
+            f"No record was written to {directory.name}: dropped {reasons or 'nothing'}; one by "
+            "one in its dropped.jsonl."
         )
     splits = _join_metadata(directory, [name for name, _ in filled], columns)
     records = sum(info["records"] for info in infos)
@@ -278,7 +296,7 @@ def finish_dataset(
         (directory / f"{name}.json").unlink(missing_ok=True)
         if not info["records"]:
             (directory / f"{name}.array_record").unlink(missing_ok=True)
-    return Dataset(directory)
+    return Dataset(directory, source)
 
 
 def _join_metadata(
@@ -326,17 +344,21 @@ def _content_hash(shards: Sequence[Mapping[str, Any]], columns: pa.Table | None)
 class Dataset:
     """A finished DATASET, opened for reading: `dataset[position] -> Record`. Picklable.
 
+    Args:
+      source: `source[position]` is a packed record; None: those of the shards in `path`.
     Raises:
       FileNotFoundError: there is none at `path`, or it was not finished.
-      ValueError: it is of another schema version, or a file of it is missing or cut short.
+      ValueError: it is at a URL, of another schema version, or a file is missing or cut short.
     """
 
-    def __init__(self, path: epath.PathLike):
-        self.path = epath.Path(path)
+    def __init__(self, path: epath.PathLike, source: Any = None):
+        self.path = local_path(path)
         self.manifest = self._read_manifest()
-        self._check_sizes()
-        self._shards = [os.fspath(self.path / shard["file"]) for shard in self.manifest["shards"]]
-        self._source = array_record_data_source.ArrayRecordDataSource(self._shards)
+        if source is None:
+            self._check_sizes()
+            shards = [os.fspath(self.path / shard["file"]) for shard in self.manifest["shards"]]
+            source = array_record_data_source.ArrayRecordDataSource(shards)
+        self._source = source
 
     def _read_manifest(self) -> dict[str, Any]:
         file = self.path / "manifest.json"

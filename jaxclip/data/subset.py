@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxclip.data.record import SPLITS, Dataset, write_atomically
+from jaxclip.data.record import SPLITS, Dataset, local_path, write_atomically
 from jaxclip.data.tfds import TfdsDataset, is_tfds
 
 FORMAT = "jaxclip-subset"
@@ -34,7 +34,7 @@ class Subset:
     """
 
     def __init__(self, path: epath.PathLike):
-        self.path = epath.Path(path)
+        self.path = local_path(path)
         manifest = _read_manifest(self.path)
         if manifest is None:
             raise FileNotFoundError(
@@ -91,7 +91,7 @@ class Subset:
 
 def open_dataset(path: epath.PathLike) -> Dataset | TfdsDataset | Subset:
     """Whatever data.path may name: a DATASET, a SUBSET of one, or a prepared TFDS dataset."""
-    if _read_manifest(epath.Path(path)) is not None:
+    if _read_manifest(local_path(path)) is not None:
         return Subset(path)
     return TfdsDataset(path) if is_tfds(path) else Dataset(path)
 

@@ -12,11 +12,12 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from data_pipelines import write
+from data_pipelines import claim, write
 from data_pipelines.images import prepare_image
+from data_pipelines.remote import Shards
 from data_pipelines.write import build_dataset, train_texts
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import Dataset, Drop, Example, Record, write_shard
+from jaxclip.data.record import Dataset, Drop, Example, Record, shard_name, write_shard
 
 MADE_BY = {"module": "test", "options": {"size": 3}}
 JOBS = (0, 10, 20, 30)
@@ -166,7 +167,7 @@ def test_overwrite_removes_a_dataset_and_no_other_file(tmp_path):
 def test_overwrite_killed_half_way_can_be_done_again(tmp_path, monkeypatch):
     build(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(write, "_own_files", lambda directory: sys.exit("killed"))
+        patch.setattr(claim, "_own_files", lambda directory: sys.exit("killed"))
         with pytest.raises(SystemExit):
             build(tmp_path, overwrite=True)
     with pytest.raises(FileNotFoundError):
@@ -222,10 +223,12 @@ def test_train_texts_are_spread_evenly(tmp_path):
         write_shard(tmp_path, shard, [example(number, split) for number, split in splits])
     write_shard(tmp_path, 3, [Drop(item="x", reason="a shard without records")])
     directory = epath.Path(tmp_path)
-    captions = [text for text in train_texts(directory) if text.startswith("c")]
+    files = [str(directory / f"{shard_name(i)}.array_record") for i in range(4)]
+    texts = functools.partial(train_texts, directory, 4, Shards(files, [3, 3, 3, 0]))
+    captions = [text for text in texts() if text.startswith("c")]
     assert captions == ["c0", "c1", "c3", "c4", "c6", "c7"]
-    assert list(train_texts(directory, most=2)) == ["c0", "s0", "c4", "s4"]  # every third of six
-    assert list(train_texts(directory, most=1)) == ["c0", "s0"]
+    assert list(texts(most=2)) == ["c0", "s0", "c4", "s4"]  # every third of six
+    assert list(texts(most=1)) == ["c0", "s0"]
 
 
 # --- Images ----------------------------------------------------------------------------------
