@@ -302,4 +302,7 @@ def layout_of(name: str) -> Layout:
 
 
 if __name__ == "__main__":
-    run(functools.partial(build_corpus, beam=take_beam_options(sys.argv)), CorpusOptions)
+    from data_pipelines import corpora  # by its name: __main__ of a Beam worker is another module
+
+    beam = take_beam_options(sys.argv)
+    run(functools.partial(corpora.build_corpus, beam=beam), corpora.CorpusOptions)

@@ -183,8 +183,8 @@ def _write_and_count(
 
     if not remote.exists(f"{directory}/build.json"):
         raise RuntimeError(
-            f"{directory} is not on this worker. --out must be a URL (gs://, s3://), or a path that "
-            "all workers share."
+            f"{directory} is not on this worker. --out must be a URL (gs://, s3://), or a path "
+            "that all workers share."
         )
     if _versions() != versions:
         raise RuntimeError(

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import pathlib
 import posixpath
+import runpy
 import shlex
 
 import numpy as np
@@ -259,3 +260,14 @@ def test_other_names_of_beams_options_are_known(flag):
     argv = ["x", "--input=a", "--runner=DataflowRunner", flag]
     assert take_beam_options(argv) == ["--runner=DataflowRunner", flag]
     assert argv == ["x", "--input=a"]
+
+
+@pytest.mark.parametrize("module", ["data_pipelines.corpora", "data_pipelines.pmc"])
+def test_a_command_names_its_functions_as_beams_workers_import_them(module, monkeypatch):
+    """Not as __main__'s, which on a worker is Beam's."""
+    asked = []
+    monkeypatch.setattr("data_pipelines.options.run", lambda *arguments: asked.extend(arguments))
+    monkeypatch.setattr("sys.argv", ["x"])
+    runpy.run_module(module, run_name="__main__")
+    build, *options = asked
+    assert {build.func.__module__, *(cls.__module__ for cls in options)}.isdisjoint({"__main__"})
