@@ -128,6 +128,7 @@ def summary(dataset: Dataset, directory: str) -> str:
     splits = ", ".join(f"{split} {n:,}" for split, n in counts["splits"].items())
     size = sum(shard["bytes"] for shard in dataset.manifest["shards"])
     train = "python -m jaxclip.train --config=... --config.data.path="
+    is_far = remote.is_url(directory)
     return "\n".join(
         [
             f"{directory}: {counts['out']:,} records, {size / 1e6:,.1f} MB, "
@@ -136,7 +137,7 @@ def summary(dataset: Dataset, directory: str) -> str:
             f"  dropped  {counts['in'] - counts['out']:,}{' (' if dropped else ''}{dropped}"
             f"{'), see dropped.jsonl' if dropped else ''}",
             f"  splits   {splits}",
-            f"  next     {copying(directory) if remote.is_url(directory) else train + directory}",
+            f"  next     {copying(directory) if is_far else train + directory}",
         ]
     )
 

@@ -15,16 +15,17 @@ record (compound figures: one a panel) or a line of dropped.jsonl with its reaso
 A batch of articles is one shard, which is written whole or not at all; the same command goes on
 where it stopped, and gives the same bytes with any number of workers. --out may be a folder, or a
 URL of a bucket (gs://, s3://). On one machine, --workers processes do it. With options of Apache
-Beam the same batches run wherever Beam does, and --out is a URL or a path that all workers share:
+Beam the same batches run wherever Beam does; --input and --out are then URLs, or paths that all
+workers share:
 
     ... --runner=DirectRunner --direct_num_workers=4 --direct_running_mode=multi_processing
     ... --runner=FlinkRunner --flink_master=HOST:8081 \
         --environment_type=DOCKER --environment_config=IMAGE
     ... --runner=SparkRunner --spark_master_url=spark://HOST:7077 \
         --environment_type=DOCKER --environment_config=IMAGE
-    ... --out=gs://B/DATASET --runner=DataflowRunner --project=P --region=R \
-        --temp_location=gs://B/tmp --sdk_container_image=IMAGE --max_num_workers=100 \
-        --number_of_worker_harness_threads=1
+    ... --input=gs://B/ARTICLES --out=gs://B/DATASET --runner=DataflowRunner \
+        --project=P --region=R --temp_location=gs://B/tmp --sdk_container_image=IMAGE \
+        --max_num_workers=100 --number_of_worker_harness_threads=1
 
 IMAGE has what is installed here, above all the same Python, Beam and Pillow. A Dockerfile:
 
@@ -32,10 +33,10 @@ IMAGE has what is installed here, above all the same Python, Beam and Pillow. A 
     COPY . /jaxclip
     RUN pip install -c /jaxclip/constraints.txt "/jaxclip[clouds,pipelines]"
 
-Here, gs:// and s3:// need `pip install "jaxclip[clouds,pipelines]"`, Dataflow also
-"apache-beam[gcp]". What only all records together can tell (duplicates, the vocabulary) is done by
-the program that was started; of records at a URL it fetches the shards they are in, one at a time.
-Training reads local files: a dataset in a bucket is copied or mounted first, and says how.
+The machine that starts it needs the same extras for gs:// and s3://, and for Dataflow
+`pip install "apache-beam[gcp]"`. It does what only all records together can tell (duplicates, the
+vocabulary), and for that fetches shards from a URL, one at a time a process, to TMPDIR. Training
+reads local files: what is in a bucket is copied or mounted first, as the summary at the end says.
 """
 
 import functools

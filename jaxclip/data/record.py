@@ -176,15 +176,15 @@ def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
 def local_path(path: epath.PathLike) -> epath.Path:
     """Raises ValueError for a URL: ArrayRecord reads local files."""
     if "://" in os.fspath(path):
-        raise ValueError(f"{path} is a URL; records are read from local files. {copying(path)}")
+        raise ValueError(f"{path} is a URL; records are read from local files: {copying(path)}.")
     return epath.Path(path)
 
 
 def copying(url: epath.PathLike) -> str:
-    """How to get what is at a URL to where it can be read: a sentence."""
+    """How to get what is at a URL to where it can be read."""
     tool = COPY_COMMANDS.get(os.fspath(url).partition("://")[0])
     command = f" (`mkdir -p FOLDER && {tool} {os.fspath(url)} FOLDER`)" if tool else ""
-    return f"Copy it{command} or mount the bucket (gcsfuse, mount-s3), and give that folder."
+    return f"copy it{command} or mount the bucket (gcsfuse, mount-s3), and give that FOLDER"
 
 
 def shard_name(index: int) -> str:

@@ -213,7 +213,7 @@ def test_tokenizer_is_there_before_the_manifest_and_knows_train_only(tmp_path, m
     assert "pneumonia" in vocabulary and not any("z" in token for token in vocabulary)
 
 
-def test_train_texts_are_spread_evenly(tmp_path):
+def test_train_texts_are_spread_evenly(tmp_path, monkeypatch):
     def example(number: int, split: str) -> Example:
         record = Record(image=b"x", width=1, height=1, caption=f"c{number}", summary=f"s{number}")
         return Example(record=record, split=split)
@@ -229,6 +229,8 @@ def test_train_texts_are_spread_evenly(tmp_path):
     assert captions == ["c0", "c1", "c3", "c4", "c6", "c7"]
     assert list(texts(most=2)) == ["c0", "s0", "c4", "s4"]  # every third of six
     assert list(texts(most=1)) == ["c0", "s0"]
+    monkeypatch.setattr(write, "TOKENIZER_SHARDS", 2)
+    assert [text for text in texts() if text.startswith("c")] == ["c0", "c1", "c6", "c7"]
 
 
 # --- Images ----------------------------------------------------------------------------------
