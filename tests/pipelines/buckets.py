@@ -7,6 +7,7 @@ import logging
 import pathlib
 import threading
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,9 @@ def s3_bucket(monkeypatch) -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
     try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+        url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # a process has one store
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "of-nobody")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
