@@ -234,10 +234,16 @@ def embed(
 def train_flops_per_pair(config: TrainConfig, inputs: clip.Inputs, params: clip.Params) -> float:
     """Matrix-product FLOPs of the model, of one pair in one step; not of what is computed twice.
 
-    The backward pass costs two forward passes; a frozen tower has none.
+    Beside the forward pass each product costs one more for the gradient of its weights, and one for
+    that of its input: neither is made where everything from there down is frozen.
     """
     frozen = frozen_mask(config.optimizer, params)
-    return sum(
-        flops * (1 if all(jax.tree.leaves(frozen[tower])) else 3)
-        for tower, flops in clip.flops_per_pair(config.model, inputs).items()
-    )
+    forward = clip.flops_per_pair(config.model, inputs)
+    flops = 0.0
+    for tower in ("image", "text"):
+        parts = dict(frozen[tower])
+        fixed_projection = all(jax.tree.leaves(parts.pop("projection", {})))
+        fixed = all(jax.tree.leaves(parts))
+        flops += forward[tower] * (1 if fixed else 3)
+        flops += forward[f"{tower}/projection"] * (3 - fixed - fixed_projection)
+    return flops

@@ -35,6 +35,7 @@ from jaxclip.train_step import (
     make_training,
     pair_metrics,
     step_batch,
+    train_flops_per_pair,
 )
 from jaxclip.workdir import describe, summarize
 
@@ -331,6 +332,23 @@ def test_frozen_tower_stays_bitwise_and_costs_no_backward_pass(one_device):
     assert products(frozen, r"transpose\(jvp\(TextTower\)\)") > 5
     flops = [s.compiled.cost_analysis()["flops"] for s in (one_device, step)]
     assert flops[1] < 0.8 * flops[0]
+
+
+def test_flops_of_a_frozen_tower_are_those_that_xla_counts():
+    config = make_config()
+    for tower in (config.model.image, config.model.text):
+        tower.transformer = TransformerConfig(width=64, depth=2, num_heads=2, scan=False)
+    counted, compiled = [], []
+    for freeze in ((), ("text/(?!projection).*",)):  # the second is LiT
+        config.optimizer.freeze = freeze
+        mesh = make_mesh(ShardingConfig(), jax.devices()[:1])
+        training = make_training(config, INPUTS, learning_rate, mesh)
+        program = training.step.lower(training.state, jax.eval_shape(batch)).compile()
+        compiled.append(program.cost_analysis()["flops"])
+        counted.append(train_flops_per_pair(config, INPUTS, training.state.params))
+    assert counted[1] / counted[0] < 0.9
+    # XLA also counts what is no matrix product, of which a frozen tower has less, too
+    assert compiled[1] / compiled[0] == pytest.approx(counted[1] / counted[0], rel=0.05)
 
 
 @pytest.mark.parametrize(("loss", "bias"), [("softmax", 0.0), ("sigmoid", -10.0)])

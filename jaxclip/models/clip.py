@@ -229,16 +229,18 @@ def apply(
 
 
 def flops_per_pair(config: ClipConfig, inputs: Inputs) -> dict[str, float]:
-    """Matrix-product FLOPs (2 a multiply-add) of one pair's forward pass, a tower.
+    """Matrix-product FLOPs (2 a multiply-add) of one pair's forward pass, by part of the model.
 
+    Parts are "image", "text", each without its projection, "image/projection", "text/projection".
     Counted from the shapes: XLA's cost analysis counts a scanned block once. Training costs 3 x
     this.
     """
     E, t = config.embed_dim, config.text.transformer
-    image = config.image.multiply_adds(inputs.image_size)
-    image += config.image_width * E * config.image_projection
-    text = t.multiply_adds(inputs.context_length)
-    text += {"linear": t.width * E, "mlp": (t.width + E) ** 2 // 2, "none": 0}[
-        config.text_projection
-    ]
-    return {"image": 2.0 * image, "text": 2.0 * text}
+    projections = {"linear": t.width * E, "mlp": (t.width + E) ** 2 // 2, "none": 0}
+    multiply_adds = {
+        "image": config.image.multiply_adds(inputs.image_size),
+        "image/projection": config.image_width * E * config.image_projection,
+        "text": t.multiply_adds(inputs.context_length),
+        "text/projection": projections[config.text_projection],
+    }
+    return {part: 2.0 * count for part, count in multiply_adds.items()}
