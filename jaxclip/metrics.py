@@ -13,7 +13,7 @@ from etils import epath
 
 from jaxclip.data.record import write_atomically
 
-# Dense bfloat16 matrix products, FLOP/s a device, from the makers' data sheets; the first name that
+# Dense 16-bit matrix products, FLOP/s a device, from the makers' data sheets; the first name that
 # is part of jax's device_kind wins.
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -26,7 +26,7 @@ PEAK_FLOPS = {
     "A10": 125e12,
     "L40": 181e12,
     "L4": 121e12,
-    "V100": 125e12,
+    "V100": 125e12,  # float16: it has no bfloat16
     "TPU v6 lite": 918e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
@@ -49,9 +49,9 @@ class LogConfig:
             raise ValueError(f"{name}.every ({self.every}) must be at least 1.")
 
 
-def measured_peak_flops(size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of a float32 matrix product on one device: the best of a few, for unlisted devices."""
-    a = jnp.ones((size, size))
+def measured_peak_flops(size: int, dtype: str, repeats: int = 5) -> float:
+    """FLOP/s of a matrix product on one device: the best of a few, for unlisted devices."""
+    a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
     times = []
@@ -67,12 +67,11 @@ def peak_flops() -> tuple[float, str]:
     devices = jax.devices()
     for name, flops in PEAK_FLOPS.items():
         if name in devices[0].device_kind:
-            return flops * len(devices), f"{len(devices)} x {name}, data sheet, bfloat16"
-    flops = measured_peak_flops()
+            return flops * len(devices), f"{len(devices)} x {name}, data sheet, 16 bit"
     if devices[0].platform == "cpu":  # devices share the cores
-        return flops, "this CPU, measured, float32 1024^3 product"
-    kind = devices[0].device_kind
-    return flops * len(devices), f"{len(devices)} x {kind}, measured, float32 1024^3 product"
+        return measured_peak_flops(1024, "float32"), "this CPU, measured, float32 1024^3 product"
+    flops = measured_peak_flops(8192, "bfloat16") * len(devices)
+    return flops, f"{len(devices)} x {devices[0].device_kind}, measured, bfloat16 8192^3 product"
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -80,6 +79,14 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     file = epath.Path(workdir) / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_scores(workdir: epath.PathLike, step: int) -> dict[str, float]:
+    """What the evaluation after `step` found; empty if there was none."""
+    for line in read_metrics(workdir):
+        if line["step"] == step and "loss" not in line:
+            return {name: value for name, value in line.items() if name != "step"}
+    return {}
 
 
 class MetricWriter:

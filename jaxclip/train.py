@@ -27,7 +27,7 @@ from jaxclip.data.pipeline import Batch, TrainInput
 from jaxclip.data.record import write_atomically
 from jaxclip.data.sources import open_sources
 from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
-from jaxclip.metrics import MetricWriter, Progress
+from jaxclip.metrics import MetricWriter, Progress, read_scores
 from jaxclip.optimizer import make_schedule
 from jaxclip.sharding import (
     check_batch,
@@ -96,7 +96,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
     samples_per_epoch = sum(len(source.positions) for source in sources)
     sizes = {"batch_size": config.batch_size, "samples_per_epoch": samples_per_epoch}
     total_steps = config.duration.resolve(**sizes, total_steps=None)
-    evaluate = make_evaluate(config, inputs, tokenizer, mesh) if config.eval.split else lambda _: {}
+    evaluate = make_evaluate(config, inputs, tokenizer, mesh) if config.eval.split else None
 
     # Model and optimizer
     schedule = make_schedule(config.optimizer, **sizes, total_steps=total_steps)
@@ -137,6 +137,18 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
             if step == first_step:
                 progress.restart(step)  # compilation is no training
 
+        def is_scored(step: int) -> bool:
+            every = config.eval.every
+            return evaluate is not None and (
+                step == total_steps or (every > 0 and step % every == 0)
+            )
+
+        def score(step: int) -> None:
+            assert evaluate is not None
+            scores = evaluate(state.ema_params if config.eval.ema else state.params)
+            writer.write(step, scores)
+            say(*(f"  {line}" for line in score_lines(scores)))
+
         with (
             StopSignal() as stop,
             MetricWriter(workdir, config.log, step=step, run_config=to_dict(config)) as writer,
@@ -151,6 +163,8 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 next_sample=next_sample,
             ) as train_input,
         ):
+            if step and is_scored(step) and not read_scores(workdir, step):
+                score(step)  # it was stopped between saving and this
             first_step = step + 1
             progress.restart(step)
             unread = None  # metrics of the last step: read while the device works on the next one
@@ -166,22 +180,16 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
                 ahead = fetch(train_input, mesh, progress, metrics) if step < total_steps else None
 
                 stopped = stop.requested(step)
-                last = step == total_steps
-                is_save = last or stopped or step % config.checkpoint.every == 0
-                is_eval = last or (config.eval.every and step % config.eval.every == 0)
-                if is_eval or is_save:
+                is_saved = step == total_steps or stopped or step % config.checkpoint.every == 0
+                if is_saved or is_scored(step):
                     report(*unread)
                     unread, start = None, time.perf_counter()
-                    if stopped:  # there may be little time left
+                    if is_saved:
                         checkpoints.save(step, state, step * config.batch_size)
-                    if is_eval:  # before saving: a resumed run has the scores, or makes them again
-                        scores = evaluate(state.ema_params if config.eval.ema else state.params)
-                        writer.write(step, scores)
-                        say(*(f"  {line}" for line in score_lines(scores)))
-                    if is_save and not stopped:
-                        checkpoints.save(step, state, step * config.batch_size)
+                    if is_scored(step) and not stopped:  # there may be little time left
+                        score(step)
                     progress.skip(time.perf_counter() - start)
-    if step < total_steps:
+    if stopped:
         say(f"Stopped by SIGTERM; step {step:,} is saved. Run the same command again to go on.")
         return False
     say(summarize(workdir, config, step, sources, flops))

@@ -27,7 +27,7 @@ from jaxclip.data.record import write_atomically
 from jaxclip.data.sources import Source, seen_of
 from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
 from jaxclip.evals.suite import score_lines
-from jaxclip.metrics import read_metrics
+from jaxclip.metrics import read_metrics, read_scores
 from jaxclip.models import clip
 
 
@@ -137,6 +137,13 @@ def describe(
         sum(x.size for x in jax.tree.leaves(params_shape[tower])) / 1e6
         for tower in ("image", "text")
     )
+    pairs = sum(len(source.positions) for source in sources)
+    if config.contrasted > pairs:
+        lines.append(
+            f"Warning: {config.contrasted:,} pairs are contrasted and there are {pairs:,}: a batch "
+            "holds pairs twice, as negatives of each other. A smaller batch_size, or "
+            "loss.ignore=('same_image',), avoids that."
+        )
     return lines + [
         f"Tokenizer: {tokenizer.file_name}, {tokenizer.vocab_size:,} tokens, "
         f"context length {tokenizer.context_length}",
@@ -173,8 +180,6 @@ def summarize(
 ) -> str:
     """One page on a finished run; also left as WORKDIR/summary.md."""
     train_lines = [line for line in read_metrics(workdir) if "loss" in line]
-    score_dicts = [line for line in read_metrics(workdir) if "loss" not in line]
-    scores = {k: v for k, v in score_dicts[-1].items() if k != "step"} if score_dicts else {}
     rates = [line["pairs_per_second"] for line in train_lines if "pairs_per_second" in line]
     tail = [line["loss"] for line in train_lines[-20:]]
     chance = (
@@ -195,7 +200,7 @@ def summarize(
             "",
             f"## Scores after step {step:,}",
             "",
-            *(f"- {line}" for line in score_lines(scores)),
+            *(f"- {line}" for line in score_lines(read_scores(workdir, step))),
             "",
             "## Where things are",
             "",

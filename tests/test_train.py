@@ -148,17 +148,32 @@ def test_sigterm_saves_and_exits_with_its_own_code(undisturbed, tiny_dataset, tm
     assert len(starts) == 2 and "--config.checkpoint.every=1000" in starts[0]["command"]
 
 
-def test_sigterm_saves_before_it_evaluates(tiny_dataset, tmp_path, monkeypatch):
-    done = []
-    monkeypatch.setattr(StopSignal, "requested", lambda self, step: step == 2)
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *_: done.append(f"save {step}"))
-    monkeypatch.setattr(
-        "jaxclip.train.make_evaluate", lambda *_: lambda params: done.append("evaluate") or {}
-    )
+def test_what_a_stop_left_unscored_is_scored_by_the_next_start(tiny_dataset, tmp_path, monkeypatch):
+    """Saved first, as there may be little time left; each step is scored once, with the EMA."""
+    done, saved = [], {}
+
+    def save(self, step, state, next_sample, save=Checkpoints.save):
+        done.append(f"save {step}")
+        saved[step] = jax.device_get(state.ema_params)  # the step donates its memory
+        save(self, step, state, next_sample)
+
+    def evaluate(params):
+        done.append("evaluate")
+        jax.tree.map(np.testing.assert_array_equal, params, saved[max(saved)])
+        return {"score": 0.5}
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr("jaxclip.train.make_evaluate", lambda *_: evaluate)
     config = tiny_config.get_config()
-    config.data.path, config.eval.every = (str(tiny_dataset),), 2
+    config.data.path, config.eval.every, config.eval.ema = (str(tiny_dataset),), 2, True
+    config.duration.amount, config.checkpoint.every = 4, 2
+    monkeypatch.setattr(StopSignal, "requested", lambda self, step: step == 4)
     assert not train(config, tmp_path / "run")
-    assert done == ["save 2", "evaluate"]
+    assert done == ["save 2", "evaluate", "save 4"]
+    assert train(config, tmp_path / "run")
+    assert done[3:] == ["evaluate"]
+    assert list(scores(tmp_path / "run")) == [2, 4]
+    assert "## Scores after step 4" in (tmp_path / "run/summary.md").read_text()
 
 
 def test_waiting_for_data_counts_only_while_the_devices_are_idle():

@@ -259,6 +259,10 @@ def test_both_batch_sizes_are_told(tmp_path):
     tokenizer = types.SimpleNamespace(file_name="t.json", vocab_size=24, context_length=T)
     lines = describe(config, [source], tokenizer, shapes(config), 3, 1.0)
     assert f"Batches: optimizer {B}, contrastive 8, in memory {B} pairs at a time" in lines
+    assert not any("Warning" in line for line in lines)
+    few = dataclasses.replace(source, positions=np.arange(7))
+    (told,) = [x for x in describe(config, [few], tokenizer, shapes(config), 3, 1.0) if "Warn" in x]
+    assert "8 pairs are contrasted and there are 7" in told
     line = {"step": 3, "loss": 1.0, "pairs_per_second": 2.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     summary = summarize(tmp_path, config, 3, [source], 1.0)
