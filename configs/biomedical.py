@@ -59,6 +59,22 @@ def parse(argument: str) -> tuple[str, str, str]:
     return found[0], found[1], found[2]
 
 
+def data_and_hardware(argument: str) -> tuple[str, str]:
+    """What stands behind a study's colon: `"DATA,v6e-8"` -> ("DATA", "v6e-8"); else h100x8.
+
+    Raises:
+      ValueError: unknown, or of several hosts.
+    """
+    data, _, hardware = argument.rpartition(",") if "," in argument else (argument, "", "h100x8")
+    of_one_host = [name for name, (devices, _) in HARDWARE.items() if devices <= HOST]
+    if hardware not in of_one_host:
+        raise ValueError(
+            f"hardware ({hardware!r}) in {argument!r} must be one of {', '.join(of_one_host)}: a "
+            "run of a study is one host's. For a larger slice start jaxclip.train on its hosts."
+        )
+    return data, hardware
+
+
 def base(model: str, context_length: int) -> TrainConfig:
     """Open-PMC's towers, which are BiomedCLIP's, and its optimizer.
 
