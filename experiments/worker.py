@@ -28,6 +28,7 @@ from typing import Any
 
 from data_pipelines.options import option, run
 from jaxclip.command import EXIT_PREEMPTED
+from jaxclip.data.record import write_atomically
 
 EXIT_BUSY = 76
 TRAIN = "train"
@@ -36,10 +37,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "stopped": EXIT_PREEMPTED, "busy": EXIT_BU
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(file)
+    write_atomically(file, json.dumps(content, indent=1))
 
 
 def read_plan(run_dir: Path) -> dict[str, Any]:
