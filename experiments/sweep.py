@@ -67,11 +67,14 @@ class SweepOptions:
     cluster: str = option("slurm", "slurm: what submitit submits to: slurm, local, debug")
     accelerators: str = option("", "skypilot: H100:8, tpu-v6e-8, ...")
     bucket: str = option("", "skypilot: gs://, s3:// ... of the study's folder")
-    mounts: tuple[str, ...] = option((), "skypilot: PATH=BUCKET,... of the datasets")
+    mounts: tuple[str, ...] = option((), "skypilot: PATH=BUCKET,... of the datasets, copied")
     spot: bool = option(True, "skypilot: capacity that may be taken away")
+    disk_size: int = option(0, "skypilot: GB, for the datasets, too; 0: its default")
+    extras: tuple[str, ...] = option(("pipelines", "tfds"), "skypilot: of jaxclip, to install")
 
     def __post_init__(self):
-        self.slurm, self.mounts = tuple(self.slurm), tuple(self.mounts)
+        for name in ("slurm", "mounts", "extras"):
+            setattr(self, name, tuple(getattr(self, name)))
 
     def validate(self) -> None:
         if not self.file:
@@ -115,10 +118,11 @@ def launch(options: SweepOptions, missing: list[Path], watch: Watch, workdir: Pa
     elif options.launcher == "slurm":
         slurm.launch(missing, watch, workdir / "slurm", options.slurm, options.cluster)
     else:
-        skypilot.write_tasks(
-            missing, workdir / "sky", accelerators=options.accelerators, bucket=options.bucket,
-            mounts=options.mounts, spot=options.spot,
+        machine = skypilot.Machine(
+            accelerators=options.accelerators, bucket=options.bucket, mounts=options.mounts,
+            spot=options.spot, disk_size=options.disk_size, extras=options.extras,
         )  # fmt: skip
+        skypilot.write_tasks(missing, workdir / "sky", machine)
 
 
 def tell_failures(failed: Sequence[Path]) -> int:

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,23 @@ class Worker:
 
 @contextlib.contextmanager
 def claim(run_dir: Path) -> Iterator[int | None]:
-    """Holds the run until this process and the steps it started are gone; None: others hold it."""
+    """Holds the run until this process and the steps it started are gone; None: others hold it.
+
+    Where files cannot be locked (buckets, Lustre without -o flock), it is held by none, with a
+    warning.
+    """
     with (run_dir / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            warnings.warn(
+                f"files of this study cannot be locked ({error.strerror}): take care that no run "
+                "is started twice at once.",
+                stacklevel=3,
+            )
         yield file.fileno()
 
 

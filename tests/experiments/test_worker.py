@@ -1,5 +1,6 @@
 """One run: its steps in order, what is done stays done, and who holds it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -90,6 +91,16 @@ def test_a_run_is_held_by_one_worker_and_by_the_step_that_outlives_it(tmp_path):
 
     wait_for(is_free)
     assert starts(run_dir, "train") == 1
+
+
+def test_where_files_cannot_be_locked_a_run_is_carried_out_with_a_warning(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("experiments.worker.fcntl.flock", refuse)
+    run_dir = fake_run(tmp_path, "a", train="pass")
+    with pytest.warns(UserWarning, match="cannot be locked .No locks available."):
+        assert Worker(run_dir)() == "done"
 
 
 def test_a_folder_without_a_plan_is_refused(tmp_path):
