@@ -16,7 +16,8 @@ and, with --page, index.html.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Sequence
 
 import jax
 import numpy as np
@@ -85,7 +86,11 @@ def main(argv: Sequence[str]) -> None:
     left_out = {s[_SPLIT.value].name: s[_SPLIT.value].left_out for s in splits}
     if jax.process_index() == 0:
         about = {"environment": environment(), "skipped": report.skipped, "left_out": left_out}
-        about |= {"options": dataclasses.asdict(options), "draws": _DRAWS.value}
+        about |= {
+            "missing": _missing_sets(left_out),
+            "options": dataclasses.asdict(options),
+            "draws": _DRAWS.value,
+        }
         results.write(report.rows, report.items, out, about)
         print(*results.summary(report.rows), sep="\n")
         lines = [
@@ -213,6 +218,12 @@ def _default_out(model: str) -> epath.Path:
 
 def _first(model: str) -> epath.Path:
     return epath.Path(seeds_of(model)[0].partition(":random")[0])
+
+
+def _missing_sets(found: Container[str]) -> list[str]:
+    """Where the sets were looked for that were named and skipped."""
+    folder = epath.Path(_SETS_DIR.value or ".")
+    return [os.fspath(folder / name) for name in _SET.value if name not in found]
 
 
 def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:

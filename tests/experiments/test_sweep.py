@@ -34,7 +34,10 @@ def get_sweep(data):
         runs.append(make_run(config, subset, source="tiny", samples_seen=48, model="tiny"))
     return Sweep(
         name="pair", question="Does it work?", runs=runs, reference="tiny",
-        evaluations={"test": (f"--data={data}", "--split=test", "--suite=retrieval", "--draws=20")},
+        evaluations={
+            "test": (f"--data={data}", "--split=test", "--suite=retrieval", "--draws=20",
+                     "--set=bach", "--sets_dir=nowhere"),
+        },
         metric="tiny/test/image_to_text/recall@1", planted={"tiny": (1, None)},
     )
 """
@@ -134,6 +137,9 @@ def test_a_dry_run_starts_nothing(study, tmp_path, capsys):
     assert main(SweepOptions(file=file, workdir=str(tmp_path / "none"), dry_run=True)) == 0
     out = capsys.readouterr().out
     assert "pair: Does it work?" in out and "H100 h" in out and not (tmp_path / "none").exists()
+    assert "at 35% of its" in out
+    main(SweepOptions(file=file, dry_run=True, mfu=0.7))
+    assert "at 70% of its" in capsys.readouterr().out
 
 
 def test_a_subset_that_cannot_be_drawn_stops_no_other_run(study, tmp_path, monkeypatch, capsys):
@@ -177,6 +183,13 @@ def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):
     one.make_data = {str(tmp_path / "x"): "false"}
     with pytest.raises(ValueError, match="ended with code 1"):
         sweep.prepare_data(one, make_data=True)
+
+
+def test_a_set_that_is_not_there_is_remembered_and_does_not_stop_the_run(study):
+    _, workdir, said = study
+    for run_dir in (workdir / "runs").iterdir():
+        assert read_status(run_dir)["lacked"] == {"train": {}, "test": {"nowhere/bach": 0}}
+    assert "is not in nowhere/bach" in said
 
 
 def test_what_was_skipped_is_told(tmp_path):

@@ -61,6 +61,20 @@ def test_another_evaluation_is_missing_and_alone_is_done(tmp_path):
     assert (starts(run_dir, "train"), starts(run_dir, "test")) == (1, 2)
 
 
+def test_a_set_that_was_missing_is_scored_when_it_has_come(tmp_path):
+    bach = tmp_path / "evals" / "bach"
+    code = "import json; out = f.parent / 'evaluation' / 'test'; out.mkdir(0o755, True, True); "
+    code += f"(out / 'results.json').write_text(json.dumps({{'missing': ['{bach}']}}))"
+    run_dir = fake_run(tmp_path, "a", train="pass", test=code)
+    assert Worker(run_dir)() == "done" and is_done(run_dir)
+    bach.mkdir(parents=True)  # empty, so it is not found again
+    assert not is_done(run_dir) and Worker(run_dir)() == "done" and is_done(run_dir)
+    (bach / "images").mkdir()
+    fake_run(tmp_path, "a", train="pass", test=code)
+    assert not is_done(run_dir) and Worker(run_dir)() == "done" and is_done(run_dir)
+    assert (starts(run_dir, "train"), starts(run_dir, "test")) == (1, 3)
+
+
 def test_sigterm_lets_the_step_save(tmp_path):
     run_dir = fake_run(tmp_path, "a", train=SAVES)
     process = start_worker(run_dir)
