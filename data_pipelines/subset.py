@@ -19,7 +19,7 @@ identity. uids.npy beside the positions is a list as DataComp's tools read it (s
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -112,17 +112,8 @@ def summary(subset: Subset) -> str:
 # --- The choice, in SQL ---------------------------------------------------------------------------
 
 
-class Eligible(NamedTuple):
-    """What there is to choose from; enough of it."""
-
-    dataset: Dataset
-    connection: duckdb.DuckDBPyConnection
-    pool: str
-    counts: dict[str, Any]
-    shares: dict[str, tuple[int, float]] | None
-
-
-def _eligible(options: SubsetOptions) -> Eligible:
+def _eligible(options: SubsetOptions) -> tuple[Dataset, duckdb.DuckDBPyConnection, str, dict, Any]:
+    """Dataset, connection, pool, counts and shares; enough of what there is to choose from."""
     dataset = Dataset(options.dataset)
     connection = connect(dataset)
     check_where(connection, options.where)
@@ -133,7 +124,7 @@ def _eligible(options: SubsetOptions) -> Eligible:
     counts = _counts(connection, options, pool)
     shares = _shares(connection, options, pool, counts) if options.stratify else None
     _check_size(options, counts, shares)
-    return Eligible(dataset, connection, pool, counts, shares)
+    return dataset, connection, pool, counts, shares
 
 
 def _check_columns(

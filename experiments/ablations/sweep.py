@@ -10,10 +10,10 @@ has a tenth of the learning rate besides, without which it would not stay what i
 
 DATA, behind the colon, holds pmc_panels and pmc_figures (data_pipelines.pmc with --panels=panels
 and --panels=figures, --summary=...), overlap of `python -m data_pipelines.overlap --dataset=...
---eval=...` of both, vocab.txt, BiomedBERT's, biomedclip, OpenCLIP's folder of that model, and
-evals, the public sets (its Declarations say where to get each; pcam needs pip install
-'jaxclip[tfds]'). A comma and the hardware may follow: DATA,v6e-8; see configs/biomedical.py. Hours:
---dry-run.
+--eval=...` of both, vocab.txt, BiomedBERT's, biomedclip, OpenCLIP's folder of that model (a PyTorch
+pickle: pip install 'jaxclip[torch]', or --extras=pipelines,torch with --launcher=skypilot), and
+evals, the public sets (jaxclip/evals/declared.py says where to get each). A comma and the hardware
+may follow: DATA,v6e-8; see configs/biomedical.py. Hours: --dry-run.
 
   python -m experiments.sweep experiments/ablations/sweep.py:DATA --dry-run
   python -m experiments.sweep experiments/ablations/sweep.py:DATA --workdir=W --launcher=slurm \

@@ -17,8 +17,8 @@ seeds; models of other sizes take their learning rate by experiments.designs.tra
 
 DATA, behind the colon, holds open_pmc, pmc_oa and biomedica, made as configs/*.py say; DATA/overlap
 of `python -m data_pipelines.overlap --dataset=... --eval=...`; DATA/vocab.txt, BiomedBERT's; and
-DATA/evals, the public sets (their Declarations say where to get each; pcam needs pip install
-'jaxclip[tfds]'). A comma and the hardware may follow: DATA,v6e-8; see configs/biomedical.py. Hours:
+DATA/evals, the public sets (jaxclip/evals/declared.py says where to get each; pcam needs
+jaxclip[tfds]). A comma and the hardware may follow: DATA,v6e-8; see configs/biomedical.py. Hours:
 --dry-run.
 
   python -m experiments.sweep experiments/quality_vs_scale/sweep.py:DATA --dry-run

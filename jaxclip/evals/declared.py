@@ -166,7 +166,8 @@ DECLARED: dict[str, Declaration] = {
     ),  # fmt: skip
     "pcam": Declaration(
         title="PatchCamelyon, lymph nodes",
-        get="python -c \"import tensorflow_datasets as t; t.builder('patch_camelyon', "
+        get="pip install 'jaxclip[tfds]' and "
+        "python -c \"import tensorflow_datasets as t; t.builder('patch_camelyon', "
         "data_dir='SETS_DIR/pcam', file_format='array_record').download_and_prepare()\"",
         licence="CC0 1.0",
         layout=Tfds(builder="patch_camelyon"),

@@ -13,6 +13,7 @@ from experiments.progress import Watch
 from experiments.worker import is_done, read_status
 from tests.experiments.fake import fake_run, starts
 
+OFTEN = ("slurm_max_num_timeout=20", "timeout_min=90", "slurm_signal_delay_s=300")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -42,10 +43,11 @@ def test_how_often_a_job_that_runs_out_of_time_is_queued_again(tmp_path, monkeyp
     srun = tmp_path / "srun"  # submitit looks for it, and does not start it here
     srun.touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for settings, times in (((), 10), (("slurm_max_num_timeout=20", "timeout_min=90"), 20)):
+    for settings, times in (((), 10), (OFTEN, 20)):
         executor = slurm.make_executor(tmp_path, settings, "slurm")
         assert executor._executor.max_num_timeout == times
-    assert executor._executor.parameters["time"] == 90
+    parameters = executor._executor.parameters
+    assert (parameters["time"], parameters["signal_delay_s"]) == (90, 300)
 
 
 def test_a_job_that_is_interrupted_is_queued_again(tmp_path):
