@@ -124,6 +124,13 @@ def test_what_is_lost_alone_is_done_again_and_is_the_same(study):
     assert (run_dir / "log.txt").read_text().count("Finished: 3 steps") == 1  # trained once
 
 
+def test_a_set_that_is_not_there_is_remembered_and_does_not_stop_the_run(study):
+    _, workdir, said = study
+    for run_dir in (workdir / "runs").iterdir():
+        assert read_status(run_dir)["lacked"] == {"train": {}, "test": {"nowhere/bach": 0}}
+    assert "is not in nowhere/bach" in said
+
+
 def test_the_study_says_what_the_report_must_know(study):
     _, workdir, _ = study
     told = json.loads((workdir / "study.json").read_text())
@@ -183,13 +190,6 @@ def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):
     one.make_data = {str(tmp_path / "x"): "false"}
     with pytest.raises(ValueError, match="ended with code 1"):
         sweep.prepare_data(one, make_data=True)
-
-
-def test_a_set_that_is_not_there_is_remembered_and_does_not_stop_the_run(study):
-    _, workdir, said = study
-    for run_dir in (workdir / "runs").iterdir():
-        assert read_status(run_dir)["lacked"] == {"train": {}, "test": {"nowhere/bach": 0}}
-    assert "is not in nowhere/bach" in said
 
 
 def test_what_was_skipped_is_told(tmp_path):
