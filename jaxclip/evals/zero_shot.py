@@ -6,7 +6,8 @@ A prompt file is JSON:
      "templates": ["an image of {}.", ...], "classes": {label: [names], ...}}
 
 With "negative_templates" (["no {}."]) the set is multi-label: each class is a finding that is there
-or not, and an image's label a set of them. prompts/_templates.json has other templates by name.
+or not, and an image's label a set of them. Of two classes "positive" is the label of the one that
+is looked for; without it, the second. prompts/_templates.json has other templates by name.
 
 Shape letters: N records, C classes, E embedding.
 """
@@ -45,6 +46,8 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     for field in ("label_column", "templates", "classes"):
         if not prompts.get(field):
             raise ValueError(f"{path} lacks the field {field!r}.")
+    if prompts.get("positive", next(iter(prompts["classes"]))) not in prompts["classes"]:
+        raise ValueError(f"{path}: positive ({prompts['positive']!r}) must be one of its classes.")
     if templates:
         named = json.loads((PROMPTS / "_templates.json").read_text())
         if templates not in named:
@@ -54,6 +57,12 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
         if "{}" not in template:
             raise ValueError(f"{path}: the template {template!r} must have {{}} for the name.")
     return prompts
+
+
+def positive_class(prompts: dict[str, Any]) -> int:
+    """Number of the class whose recall is the sensitivity, where there are two."""
+    classes = list(prompts["classes"])
+    return classes.index(prompts["positive"]) if "positive" in prompts else 1
 
 
 def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:
@@ -128,4 +137,4 @@ def zero_shot(
         return multi_label(name, 1 / (1 + np.exp(-score_NC.astype(np.float64))), true_NC, group_N)
     check_labels(label_N, prompts)
     true_N = np.array([classes[label] for label in label_N])
-    return single_label(name, score_NC, true_N, group_N)
+    return single_label(name, score_NC, true_N, group_N, positive_class(prompts))

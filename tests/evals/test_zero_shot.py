@@ -64,6 +64,23 @@ def test_accuracy_by_hand():
     assert found.chance["accuracy"] == 3 / 4 and found.counts["images"] == 4
 
 
+def test_the_prompt_file_says_which_class_is_positive():
+    prompts = PROMPTS | {"classes": {"ct": ["CT"], "xray": ["X-ray"]}}
+    images, labels = embedded([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [0, 1, 2]), ["xray", "ct", "xray"]
+    labels = np.array(labels, object)
+
+    def found(prompts):
+        values = zero_shot(images, labels, prompts, encode_texts).values()
+        return values["sensitivity"], values["specificity"]
+
+    assert found(prompts) == (1 / 2, 1)  # the second class: one of two X-rays is found
+    assert found(prompts | {"positive": "ct"}) == (1, 1 / 2)
+    for file in PROMPT_FOLDER.glob("[!_]*.json"):
+        prompts = load_prompts(file.stem)
+        if len(prompts["classes"]) == 2:
+            assert prompts["positive"] in prompts["classes"], file
+
+
 def test_unknown_label():
     labels = np.array(["ct", "pet"], object)
     with pytest.raises(ValueError, match=r"column 'modality' .* \['pet'\].* classes: ct, mri, xr"):
@@ -125,4 +142,7 @@ def test_prompt_files(tmp_path):
         load_prompts(str(file))
     file.write_text(json.dumps(PROMPTS | {"classes": {}}))
     with pytest.raises(ValueError, match="lacks the field 'classes'"):
+        load_prompts(str(file))
+    file.write_text(json.dumps(PROMPTS | {"positive": "pet"}))
+    with pytest.raises(ValueError, match=r"positive .'pet'. must be one of its classes"):
         load_prompts(str(file))
