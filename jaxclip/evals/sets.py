@@ -38,8 +38,6 @@ class Declaration:
     licence: str = "as on its page"
     prompts: str = ""  # the prompt file, which has the classes; "": retrieval only
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as found -> as in prompts
-    # finding -> more special ones, each of which says that it is there
-    children: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     excluded: tuple[str, ...] = ()  # labels whose images are left out, and counted
     split: str = "hash"  # official | hash (of the group) | a split's name: all are that
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)  # train, validation, test, of hash
@@ -132,17 +130,17 @@ def open_set(
     root = Path(sets_dir) / name
     by_split, groups, seen = collections.defaultdict(list), collections.defaultdict(set), set()
     left_out = collections.defaultdict(collections.Counter)
-    classes = list(load_prompts(declaration.prompts)["classes"]) if declaration.prompts else []
+    prompts = load_prompts(declaration.prompts) if declaration.prompts else {}
     try:
         for row in rows(declaration.layout, root) if root.exists() else ():
             split = _split(name, declaration, row)
             groups[split].add(row["group"])
             if split in splits:
-                if classes:
-                    row["label"] = _as_declared(declaration, classes, row["label"])
+                if prompts:
+                    row["label"] = _as_declared(declaration, prompts, row["label"])
                 if callable(row["caption"]):
                     row["caption"] = row["caption"]()
-                if reason := _why_not(row, seen, bool(classes)):
+                if reason := _why_not(row, seen, bool(prompts)):
                     left_out[split][reason] += 1
                 else:
                     by_split[split].append(row)
@@ -194,13 +192,15 @@ def _split(name: str, declaration: Declaration, row: dict) -> str:
     return declaration.split
 
 
-def _as_declared(declaration: Declaration, classes: list[str], label: Any) -> Any:
+def _as_declared(declaration: Declaration, prompts: Mapping[str, Any], label: Any) -> Any:
     """A label as in the prompt file; a number counts its classes; None if it is excluded."""
+    classes = list(prompts["classes"])
     if isinstance(label, tuple):
         if set(label) & set(declaration.excluded):
             return None
-        named = {_as_declared(declaration, classes, one) for one in label}
-        while more := {p for p, c in declaration.children.items() if named & set(c)} - named:
+        named = {_as_declared(declaration, prompts, one) for one in label}
+        children = prompts.get("children", {})
+        while more := {finding for finding, c in children.items() if named & set(c)} - named:
             named |= more
         return tuple(one for one in classes if one in named)  # others are not scored
     if label in declaration.excluded:

@@ -141,7 +141,8 @@ def _lines(file: Path, pattern: str = "") -> Iterator[Row]:
     if name.endswith(".xlsx"):
         yield from _sheet(file)
         return
-    opened = gzip.open(file, "rt") if file.suffix == ".gz" else file.open(newline="")
+    packed = file.suffix == ".gz"  # utf-8-sig: some begin with a byte order mark
+    opened = (gzip.open if packed else open)(file, "rt", encoding="utf-8-sig", newline="")
     with opened as text:
         if pattern:
             for number, line in enumerate(text):
@@ -158,7 +159,9 @@ def _lines(file: Path, pattern: str = "") -> Iterator[Row]:
                 yield item
         else:
             csv.field_size_limit(1 << 24)
-            yield from csv.DictReader(text, delimiter="\t" if name.endswith(".tsv") else ",")
+            lines = csv.DictReader(text, delimiter="\t" if name.endswith(".tsv") else ",")
+            lines.fieldnames = [column.strip() for column in lines.fieldnames or ()]
+            yield from lines
 
 
 def _sheet(file: Path) -> Iterator[Row]:

@@ -7,7 +7,8 @@ A prompt file is JSON:
 
 With "negative_templates" (["no {}."]) the set is multi-label: each class is a finding that is there
 or not, and an image's label a set of them. Of two classes "positive" is the label of the one that
-is looked for; without it, the second. prompts/_templates.json has other templates by name.
+is looked for; without it, the second. "children" are more special labels {finding: [labels]} that
+say that a finding is there. prompts/_templates.json has other templates by name.
 
 Shape letters: N records, C classes, E embedding.
 """
@@ -57,6 +58,11 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
         if "{}" not in template:
             raise ValueError(f"{path}: the template {template!r} must have {{}} for the name.")
     return prompts
+
+
+def classes_of(name: str) -> tuple[str, ...]:
+    """Labels of a prompt file: the names of the columns, where a table has one a class."""
+    return tuple(load_prompts(name)["classes"])
 
 
 def positive_class(prompts: dict[str, Any]) -> int:
