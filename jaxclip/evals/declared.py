@@ -2,8 +2,7 @@
 
 The provider's page decides on the licence; what stands here is a reminder. `note` is what to know
 before a number is quoted. `checked` says whose code or documents agree with the layout: none of
-these sets but MedNIST and VQA-RAD was at hand when this was written.
-Chest radiographs are in
+these sets but MedNIST and VQA-RAD was at hand when this was written. Chest radiographs are in
 evals/declared_chest.py; tests/evals/published_sets.py writes a small one of each set, as published.
 """
 

@@ -19,9 +19,9 @@ from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.page import section, write_page
-from jaxclip.evals.readers import Folders, Npz, Parquet, Table, Tfds, rows
+from jaxclip.evals.readers import Folders, Npz, Parquet, Tfds, rows
 from jaxclip.evals.sets import Declaration, open_set
-from jaxclip.evals.zero_shot import load_prompts
+from jaxclip.evals.tables import Table
 
 LABELS = ("CHEST", "ABD", "HEAD")
 
@@ -186,16 +186,6 @@ def test_a_path_cannot_leave_its_set(tmp_path):
 def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="BACH.* is not in .*Get it: https://zenodo"):
         open_set("bach", DECLARED["bach"], tmp_path)
-
-
-def test_every_declaration_has_its_prompts():
-    for name, declaration in DECLARED.items():
-        assert declaration.get and declaration.licence, name
-        if declaration.prompts:
-            classes = set(load_prompts(declaration.prompts)["classes"])
-            layout = declaration.layout
-            if isinstance(layout, Table):
-                assert set(layout.findings) | set(layout.one_hot) <= classes, name
 
 
 def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=50):
