@@ -121,9 +121,9 @@ def vindr_cxr(root):
     header = "image_id," + findings.format("Other disease")
     write_csv(root / "annotations/image_labels_test.csv", header, *test)
     train = [
+        ["a4319", "R8", *row("COPD", value="1.0")], ["b071", "R8", *row("ILD")],
         ["a4319", "R9", *row("ILD")], ["b071", "R9", *row()],
-        ["a4319", "R10", *row("ILD", "Pneumonia")], ["b071", "R8", *row("ILD")],
-        ["a4319", "R8", *row("COPD", value="1.0")], ["b071", "R10", *row()],
+        ["a4319", "R10", *row("ILD", "Pneumonia")], ["b071", "R10", *row()],
     ]  # fmt: skip
     header = "image_id,rad_id," + findings.format("Other diseases")
     write_csv(root / "annotations/image_labels_train.csv", header, *train)
