@@ -72,6 +72,26 @@ CHEST: dict[str, Declaration] = {
         "all images of its study, lateral ones too: they are all right.",
         checked="readers of several projects",
     ),
+    "mimic_cxr_findings": Declaration(
+        title="MIMIC-CXR, five findings",
+        get="https://physionet.org/content/mimic-cxr-jpg/2.1.0/ (files/ and the csv.gz)",
+        licence=PHYSIONET,
+        layout=Table(
+            file="mimic-cxr-2.0.0-split.csv.gz",
+            joins=(Join(file="mimic-cxr-2.0.0-chexpert.csv.gz", key="study_id", on="study_id"),),
+            image="files/p{subject_id:.2}/p{subject_id}/s{study_id}/{dicom_id}.jpg",
+            findings=classes_of("chexpert"),
+            unsure=("Atelectasis", "Edema"),
+            group="subject_id",
+            study="study_id",
+            split="split",
+        ),
+        prompts="chexpert",
+        split="official",
+        note="Labels are read from the reports by CheXpert's labeller, in the test split, too; "
+        "unsure ones as in chexpert. All views.",
+        checked="readers of several projects",
+    ),
     "padchest": Declaration(
         title="PadChest, findings on chest radiographs",
         get="https://bimcv.cipf.es/bimcv-projects/padchest/; all images in images/",
@@ -89,7 +109,7 @@ CHEST: dict[str, Declaration] = {
         split="official",
         splits={"Physician": "test", "RNN_model": "train"},
         note="Test: what physicians labelled, as CheXzero. The labels of the training images are "
-        "read from reports by a network. 16-bit PNGs of all projections.",
+        "read from reports by a network. All projections; of the 16-bit PNGs, the upper 8 bits.",
         checked="readers of several projects",
     ),
     "rsna_pneumonia": Declaration(

@@ -162,7 +162,7 @@ def _why_not(row: dict, seen: set[str], is_labelled: bool) -> str:
     if row["name"] in seen:  # RSNA: a row a box
         return "image in an earlier row"
     if row["label"] is None:
-        return "label excluded by the declaration"
+        return "label excluded by the declaration, or none"
     return "" if is_labelled or row["caption"] else "no caption"
 
 
@@ -194,6 +194,8 @@ def _split(name: str, declaration: Declaration, row: dict) -> str:
 
 def _as_declared(declaration: Declaration, prompts: Mapping[str, Any], label: Any) -> Any:
     """A label as in the prompt file; a number counts its classes; None if it is excluded."""
+    if label is None:
+        return None
     classes = list(prompts["classes"])
     if isinstance(label, tuple):
         if set(label) & set(declaration.excluded):

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Join:
-    """Another table, of which each row gets the columns that it lacks."""
+    """Another table, of which each row gets the columns that it lacks; None if it is not there."""
 
     file: str
     key: str  # what of the row, as Table.image,
@@ -103,7 +103,7 @@ def _joined(table: Table, root: Path) -> Iterator[Row]:
     others = []
     for join in table.joins:
         by_key = {str(line[join.on]): line for line in _lines(root / join.file, join.line)}
-        empty = dict.fromkeys(next(iter(by_key.values()), {}), "")
+        empty = dict.fromkeys(next(iter(by_key.values()), {}))
         others.append((join, by_key, empty))
     for line in _lines(root / table.file, table.line):
         for join, by_key, empty in others:
@@ -127,6 +127,8 @@ def _part(pattern: str, text: str) -> str:
 
 def _label(table: Table, line: Row) -> Any:
     if columns := table.findings or table.one_hot:
+        if all(line[name] is None for name in columns):  # of a joined table that lacks the row
+            return None
         value = {name: str(line[name]).strip().removesuffix(".0") for name in columns}
         found = [n for n, v in value.items() if v == "1" or (v == "-1" and n in table.unsure)]
         return tuple(found) if table.findings else "".join(found[:1])

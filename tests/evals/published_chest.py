@@ -61,6 +61,12 @@ def mimic_cxr(root):
         file = root / f"mimic-cxr-reports/files/{patient[:3]}/{patient}/{study}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(texts[study])
+    header = "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,No Finding,"
+    write_csv(
+        root / "mimic-cxr-2.0.0-chexpert.csv.gz", header + "Pleural Effusion",
+        ("19999733", "57132437", "", "", 0.0, -1.0, "", 1.0),
+        ("10000032", "50414267", "", "", -1.0, "", 1.0, ""),  # the last study is not there
+    )  # fmt: skip
     header = "dicom_id,study_id,subject_id,split"
     write_csv(root / "mimic-cxr-2.0.0-split.csv.gz", header, *rows)
 

@@ -229,6 +229,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     )
 }  # fmt: skip
 WRITERS |= {
+    "mimic_cxr_findings": mimic_cxr,
     "lc25000_lung": lc25000("lung", "lung_aca", "lung_n", "lung_scc"),
     "lc25000_colon": lc25000("colon", "colon_aca", "colon_n"),
 }

@@ -41,6 +41,10 @@ EXPECTED: dict[str, dict] = {
         "train": [(0, REPORT, "10000032"), (1, REPORT, "10000032")],
         "validation": [(3, "Edema.", "19999987")],  # the test report has neither section
     },
+    "mimic_cxr_findings": {
+        "train": [(0, (), "10000032"), (1, (), "10000032")],
+        "test": [(2, ("Edema", "Pleural Effusion"), "19999733")],
+    },
     "nct_crc_he": {
         "train": [
             (0, "ADI", "NCT-CRC-HE-100K/ADI/ADI-AAAFLCLY.tif"),
@@ -212,9 +216,11 @@ def test_medmnist(name, tmp_path):
 
 def test_what_is_left_out_is_told(tmp_path):
     _, left_out = opened("padchest", tmp_path)
-    assert left_out["test"] == {"label excluded by the declaration": 3}
+    assert left_out["test"] == {"label excluded by the declaration, or none": 3}
     assert left_out["train"] == {"patient or article is in a later split": 1}
-    assert opened("nct_crc_he", tmp_path)[1]["train"] == {"label excluded by the declaration": 1}
+    assert opened("nct_crc_he", tmp_path)[1]["train"] == {
+        "label excluded by the declaration, or none": 1
+    }
 
 
 def test_roco_from_either_place(tmp_path):
