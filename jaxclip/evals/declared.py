@@ -53,7 +53,7 @@ DECLARED: dict[str, Declaration] = {
         prompts="bach",
         fractions=SMALL,
         note="400 training images of the challenge; no patients are named. mmlearn scores 100 of "
-        "them, an own draw: as many are in the test split here, but others.",
+        "them, a draw of its own: the test split here has 89, not the same ones.",
         checked="documentation of eva (kaiko.ai)",
     ),
     "deepeyenet": Declaration(

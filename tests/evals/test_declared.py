@@ -10,8 +10,9 @@ from jaxclip.data.record import SPLITS, split_of
 from jaxclip.evals import evaluators
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
+from jaxclip.evals.readers import rows
 from jaxclip.evals.sets import open_set
-from jaxclip.evals.tables import findings_and_impression
+from jaxclip.evals.tables import Table, findings_and_impression
 from jaxclip.evals.zero_shot import load_prompts
 from tests.evals import published_sets
 from tests.evals.published_files import number_of
@@ -254,3 +255,15 @@ def test_a_probe_knows_the_positive_class(tmp_path, monkeypatch):
     options = evaluators.SuiteOptions(suite=("probe",))
     evaluators.evaluate_split(EmbeddingCache(RandomEmbedder(), None), splits, "test", options)
     assert [args[-1] for args in given] == [0]
+
+
+def test_tables_as_people_write_them(tmp_path):
+    (tmp_path / "t.csv").write_text("\ufeffID, Caption\n1,one\n")  # a mark first, a blank after ","
+    (row,) = rows(Table(file="t.csv", image="{ID}.jpg", caption="Caption"), tmp_path)
+    assert (row["name"], row["caption"], row["group"]) == ("1.jpg", "one", "")
+    with pytest.raises(ValueError, match=r"t.csv, row 0: no column 'text'. It has: ID, Caption"):
+        list(rows(Table(file="t.csv", image="ID", caption="text"), tmp_path))
+    (tmp_path / "t.txt").write_text("1\tone\n2 two\n")
+    table = Table(file="t.txt", line=r"(?P<id>\d)\t(?P<text>.*)", image="id", caption="text")
+    with pytest.raises(ValueError, match=r"t.txt, row 1 \('2 two.n'\) is not as"):
+        list(rows(table, tmp_path))
