@@ -34,7 +34,7 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     Args:
       templates: a name in prompts/_templates.json, whose templates, and class names where it has
         some, take the place of the file's: "open_pmc_histology" is what the papers used on all
-        their sets, chest X-rays too.
+        their sets, chest X-rays too. A file by path keeps its class names.
     Raises:
       FileNotFoundError: names the files there are.
       ValueError: the file lacks a field, or a template has no {}; no templates of this name, or
@@ -53,7 +53,7 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     if prompts.get("positive", next(iter(prompts["classes"]))) not in prompts["classes"]:
         raise ValueError(f"{path}: positive ({prompts['positive']!r}) must be one of its classes.")
     if templates:
-        _choose(templates, path.stem, prompts)
+        _choose(templates, name_or_path, prompts)
     for template in prompts["templates"] + prompts.get("negative_templates", []):
         if "{}" not in template:
             raise ValueError(f"{path}: the template {template!r} must have {{}} for the name.")
@@ -71,14 +71,15 @@ def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
             f"templates ({choice}) do not say that something is absent, and {file} is multi-label: "
             "leave the set or the choice out."
         )
-    if names := chosen.get("classes"):
-        if file not in names:
-            raise ValueError(
-                f"templates ({choice}) have no class names for {file}, as the papers did not score "
-                f"it. They have those of {', '.join(names)}."
-            )
-        own = {label: [names[file].get(label, label)] for label in prompts["classes"]}
-        prompts["classes"] = own
+    names = chosen.get("classes", {})
+    if file in names:
+        its = {label: [names[file].get(label, label)] for label in prompts["classes"]}
+        prompts["classes"] = its
+    elif names and not file.endswith(".json"):  # a file of the user's keeps its class names
+        raise ValueError(
+            f"templates ({choice}) have no class names for {file}, as the papers did not score it. "
+            f"They have those of {', '.join(names)}."
+        )
     for field in ("templates", "negative_templates"):
         if field in prompts:
             prompts[field] = chosen[field]

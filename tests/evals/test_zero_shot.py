@@ -132,13 +132,16 @@ def test_the_papers_prompts_by_name():
         load_prompts(file, "open_pmc_histology")
 
 
-def test_a_choice_is_refused_where_it_makes_no_sense():
+def test_a_choice_is_refused_where_it_makes_no_sense(tmp_path):
     with pytest.raises(ValueError, match="templates .'histology'. must be one of open_pmc_hist"):
         load_prompts("mednist", "histology")
     with pytest.raises(ValueError, match="absent, and chexpert is multi-label: leave the set"):
         load_prompts("chexpert", "open_pmc_histology")
     with pytest.raises(ValueError, match="no class names for mednist.* those of bach, blood"):
         load_prompts("mednist", "open_pmc_histology")
+    (tmp_path / "mine.json").write_text(json.dumps(PROMPTS))  # a file of the user's is the user's
+    mine = load_prompts(str(tmp_path / "mine.json"), "open_pmc_histology")
+    assert mine["classes"] == PROMPTS["classes"] and "slide" in mine["templates"][0]
     assert load_prompts("chexpert", "name_only")["negative_templates"] == ["no {}"]
     assert load_prompts("mednist", "plain")["templates"][1] == "an image of {}."
 
