@@ -4,8 +4,8 @@ A layout says where things are; `rows(layout, root)` yields one dict an image:
 
     name    what the set calls the image; two rows of one name show one image
     image   a function without arguments: encoded bytes, or uint8 RGB [H, W, 3], when it is called
-    label   a class, or a tuple of findings     group, study, split: str, "" if not known
-    caption the same, or a function that reads it
+    label   a class, a tuple of findings, or None: left out     group, study, split: "" if not known
+    caption "" if not known, or a function that reads it
 
 No image is in memory before it is asked for, whatever the layout.
 """

@@ -37,7 +37,6 @@ class Declaration:
     layout: Layout  # inside SETS_DIR/NAME; tables may be several: of the splits, or other copies
     licence: str = "as on its page"
     prompts: str = ""  # the prompt file, which has the classes; "": retrieval only
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as found -> as in prompts
     excluded: tuple[str, ...] = ()  # labels whose images are left out, and counted
     split: str = "hash"  # official | hash (of the group) | a split's name: all are that
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)  # train, validation, test, of hash
@@ -207,7 +206,6 @@ def _as_declared(declaration: Declaration, prompts: Mapping[str, Any], label: An
         return tuple(one for one in classes if one in named)  # others are not scored
     if label in declaration.excluded:
         return None
-    label = declaration.labels.get(label, label)
     if label in classes:
         return label
     return classes[int(label)] if label.isdigit() and int(label) < len(classes) else label
