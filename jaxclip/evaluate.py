@@ -40,6 +40,7 @@ from jaxclip.evals.retrieval import PROTOCOLS
 from jaxclip.evals.run import RunEmbedder
 from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
 from jaxclip.evals.uncertainty import DRAWS
+from jaxclip.evals.zero_shot import load_prompts
 from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
 from jaxclip.workdir import environment
 
@@ -52,7 +53,9 @@ _SUITE = flags.DEFINE_list("suite", ["retrieval", "zero_shot"], f"Of {', '.join(
 _ZERO_SHOT = flags.DEFINE_multi_string(
     "zero_shot", [], "Prompt files for --data; default: the run's."
 )
-_TEMPLATES = flags.DEFINE_string("templates", "", "Of prompts/_templates.json, for all sets.")
+_TEMPLATES = flags.DEFINE_string(
+    "templates", "", "A choice of prompts/_templates.json, for all sets: templates and class names."
+)
 _PROTOCOL = flags.DEFINE_enum("protocol", PROTOCOLS[0], PROTOCOLS, "Of retrieval.")
 _DRAWS = flags.DEFINE_integer("draws", DRAWS, "Of the bootstrap.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "", "Where results go; default: RUN/evaluation/SPLIT.")
@@ -234,6 +237,8 @@ def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
     for name in _SET.value:
         if name not in DECLARED:
             raise ValueError(f"--set ({name}) must be one of {', '.join(DECLARED)}.")
+        if prompts := DECLARED[name].prompts:
+            load_prompts(prompts, _TEMPLATES.value)  # before anything is embedded
         try:
             splits = open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed)
             if _SPLIT.value not in splits:

@@ -28,17 +28,18 @@ def softmax(logit_NC: np.ndarray) -> np.ndarray:
 
 
 def single_label(
-    name: str, logit_NC: np.ndarray, true_N: np.ndarray, group_N: np.ndarray
+    name: str, logit_NC: np.ndarray, true_N: np.ndarray, group_N: np.ndarray, positive: int = 1
 ) -> Measured:
     """One of C classes is right.
 
     accuracy; balanced_accuracy, mean recall of the classes there are; macro_f1 of the classes that
     are true or predicted; auroc, one against the rest, mean of the classes that are there but not
     alone; calibration_error, expected, of the predicted class's softmax in 15 even bins. With two
-    classes also sensitivity and specificity; the second class is the positive one.
+    classes also sensitivity and specificity, NaN where none of their class is counted.
 
     Args:
       logit_NC: scores of the classes, already at the temperature that calibration refers to.
+      positive: of two classes the one that is looked for, as a disease.
     """
     num_classes = logit_NC.shape[1]
     predicted_N = predictions(logit_NC, true_N)
@@ -52,7 +53,7 @@ def single_label(
     def metrics(units):
         confusion_CC = np.bincount(cell_N[units], minlength=num_classes**2).reshape(num_classes, -1)
         gap = np.bincount(bin_N[units], surplus_N[units], minlength=BINS)
-        found = of_confusion(confusion_CC)
+        found = of_confusion(confusion_CC, positive)
         weight_N = np.bincount(units, minlength=len(true_N))
         return found | {
             "auroc": _mean(ranking.area_under_roc(weight_N)),
@@ -100,8 +101,8 @@ def multi_label(
     )  # fmt: skip
 
 
-def of_confusion(confusion_CC: np.ndarray) -> dict[str, float]:
-    """What a confusion matrix (rows: true) says."""
+def of_confusion(confusion_CC: np.ndarray, positive: int = 1) -> dict[str, float]:
+    """What a confusion matrix (rows: true) says; of two classes, one is the positive one."""
     right_C, true_C, predicted_C = (
         confusion_CC.diagonal(), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
     )  # fmt: skip
@@ -113,7 +114,9 @@ def of_confusion(confusion_CC: np.ndarray) -> dict[str, float]:
         "macro_f1": float((2 * right_C / np.maximum(true_C + predicted_C, 1))[there_C].mean()),
     }
     if len(confusion_CC) == 2:
-        found |= {"sensitivity": float(recall_C[1]), "specificity": float(recall_C[0])}
+        share_C = _share(right_C, true_C)
+        found |= {"sensitivity": float(share_C[positive])}
+        found |= {"specificity": float(share_C[1 - positive])}
     return found
 
 

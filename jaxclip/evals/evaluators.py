@@ -18,7 +18,7 @@ from jaxclip.evals.readers import LazyImages
 from jaxclip.evals.representation import describe
 from jaxclip.evals.retrieval import label_retrieval, retrieval
 from jaxclip.evals.sets import EvalSplit
-from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
+from jaxclip.evals.zero_shot import check_labels, load_prompts, positive_class, zero_shot
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def _probe(context: Context) -> list[Measured]:
             fitted, validation,
             (context.embeddings.image_NE, context.targets(file, context.scored)),
             np.asarray(context.embeddings.group_N), file,
-            "negative_templates" in context.prompts(file),
+            "negative_templates" in context.prompts(file), positive_class(context.prompts(file)),
         )  # fmt: skip
     return found
 

@@ -122,6 +122,7 @@ def neighbour_logits(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndar
 def probe(
     train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray], group_N: np.ndarray, name: str, several: bool,
+    positive: int = 1,
 ) -> list[Measured]:  # fmt: skip
     """linear with all training images and 1, 2, 4, 8, 16 a class, and nearest neighbours.
 
@@ -131,8 +132,9 @@ def probe(
     Args:
       train, validation, test: (embeddings [N, E], targets [N, C]).
       group_N: of the test images.
+      positive: see classification.single_label.
     """
-    score = _scored(test[1], group_N, several)
+    score = _scored(test[1], group_N, several, positive)
     logits, strength = linear_logits(train, validation, test[0], several)
     linear = score(f"linear_probe/{name}/all", logits)
     linear.counts |= {"l2": strength, "training_images": len(train[0])}
@@ -156,11 +158,11 @@ def probe(
     return found
 
 
-def _scored(target_NC, group_N, several):
+def _scored(target_NC, group_N, several, positive):
     def score(name, logit_NC):
         if several:
             return multi_label(name, 1 / (1 + np.exp(-logit_NC)), target_NC.astype(bool), group_N)
-        return single_label(name, logit_NC, target_NC.argmax(axis=1), group_N)
+        return single_label(name, logit_NC, target_NC.argmax(axis=1), group_N, positive)
 
     return score
 

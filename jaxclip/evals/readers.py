@@ -4,20 +4,17 @@ A layout says where things are; `rows(layout, root)` yields one dict an image:
 
     name    what the set calls the image; two rows of one name show one image
     image   a function without arguments: encoded bytes, or uint8 RGB [H, W, 3], when it is called
-    label   a class, or a tuple of findings     caption, group, study, split: str, "" if not known
+    label   a class, a tuple of findings, or None: left out     group, study, split: "" if not known
+    caption "" if not known, or a function that reads it
 
 No image is in memory before it is asked for, whatever the layout.
 """
 
-import csv
 import dataclasses
 import functools
-import gzip
-import json
 import os
 import re
 import shutil
-import string
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,27 +28,9 @@ import pyarrow.parquet as pq
 
 from jaxclip.data.pipeline import num_cores
 from jaxclip.data.tfds import INFO, load_tfds, open_builder
+from jaxclip.evals.tables import MAX_FILE_BYTES, Row, Table, read_file, table_rows
 
-MAX_FILE_BYTES = 128 << 20  # a zip member can claim any size
-Row = dict[str, Any]
 _LOCK = threading.Lock()  # what is cached is made by one thread
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """A CSV, TSV, JSON or JSONL table (each also .gz) beside image files."""
-
-    file: str
-    image: str  # path inside the root, of columns: "images/{image}.jpg"
-    label: str = ""  # column of the class
-    one_hot: tuple[str, ...] = ()  # columns of the classes, of which one holds 1
-    findings: tuple[str, ...] = ()  # columns that hold 1 where the finding is there
-    findings_list: str = ""  # column with a list of findings, as ['a', 'b'] or a|b
-    caption: str = ""  # columns, as `image`
-    group: str = ""  # article or patient, as `image`
-    group_pattern: str = ".*"  # what of the group's text is the group, a regex
-    study: str = ""
-    split: str = ""  # column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,32 +75,18 @@ class Tfds:
     label: str = "label"
 
 
-Layout = Table | Folders | Npz | Parquet | Tfds
+Layout = Table | tuple[Table, ...] | Folders | Npz | Parquet | Tfds
 
 
 def rows(layout: Layout, root: Path) -> Iterator[Row]:
-    """Raises FileNotFoundError: what the layout names is not there."""
-    read: dict[type, Any] = {
-        Table: _table,
-        Folders: _folders,
-        Npz: _npz,
-        Parquet: _parquet,
-        Tfds: _tfds,
-    }
+    """Several tables are the splits of one set, or other places of it: those that are there count.
+
+    Raises FileNotFoundError: what the layout names is not there.
+    """
+    if isinstance(layout, Table | tuple):
+        return table_rows(layout if isinstance(layout, tuple) else (layout,), root)
+    read: dict[type, Any] = {Folders: _folders, Npz: _npz, Parquet: _parquet, Tfds: _tfds}
     return read[type(layout)](layout, root)
-
-
-def _read_file(root: Path, name: str) -> bytes:
-    """Raises ValueError: a path that leaves the root, or a file larger than MAX_FILE_BYTES."""
-    file = (root / name).resolve()
-    if not file.is_relative_to(root.resolve()):
-        raise ValueError(
-            f"image ({name}) lies outside {root}. Paths and links must stay inside; the set itself "
-            "may be a link."
-        )
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"image ({name}) is larger than {MAX_FILE_BYTES} bytes: no picture.")
-    return file.read_bytes()
 
 
 def _read_member(file: Path, name: str) -> bytes:
@@ -137,68 +102,6 @@ def _zip(file: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def _table(layout: Table, root: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(root / layout.file)):
-        try:
-            name = _fill(layout.image, line)
-            yield {
-                "name": name,
-                "image": functools.partial(_read_file, root, name),
-                "label": _label(layout, line),
-                "caption": _fill(layout.caption, line).strip(),
-                "group": _group(layout, _fill(layout.group, line)),
-                "study": _fill(layout.study, line),
-                "split": line[layout.split].strip() if layout.split else "",
-            }
-        except KeyError as error:
-            raise ValueError(
-                f"{root / layout.file}, row {number}: no column {error}. It has: {', '.join(line)}."
-            ) from None
-
-
-def _fill(template: str, line: Row) -> str:
-    """`"{a}/{b}"` or a column's name -> text of the row; a missing value is ""."""
-    if "{" not in template:
-        return str(line[template] or "") if template else ""
-    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
-    values: dict[str, Any] = {name: "" if line[name] is None else line[name] for name in fields}
-    return template.format_map(values)
-
-
-def _group(layout: Table, text: str) -> str:
-    match = re.search(layout.group_pattern, text)
-    return match[0] if match else text
-
-
-def _label(layout: Table, line: Row) -> Any:
-    if columns := layout.findings or layout.one_hot:
-        found = tuple(name for name in columns if line[name] in ("1", "1.0", 1, 1.0))
-        return found if layout.findings else "".join(found[:1])
-    if layout.findings_list:
-        text = str(line[layout.findings_list] or "")
-        return tuple(
-            part.strip(" '\"[]") for part in re.split(r"[|,;]", text) if part.strip(" '\"[]")
-        )
-    return str(line[layout.label]).strip() if layout.label else ""
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    opened = gzip.open(file, "rt") if file.suffix == ".gz" else file.open(newline="")
-    name = file.name.removesuffix(".gz")
-    with opened as text:
-        if name.endswith(".jsonl"):
-            yield from map(json.loads, filter(str.strip, text))
-        elif name.endswith(".json"):
-            for item in json.load(text):
-                if len(item) == 1:  # DeepEyeNet: [{path: {...}}, ...]
-                    ((key, value),) = item.items()
-                    item = {"key": key} | value
-                yield item
-        else:
-            csv.field_size_limit(1 << 24)
-            yield from csv.DictReader(text, delimiter="\t" if name.endswith(".tsv") else ",")
-
-
 def _row(name: str, image: Callable[[], bytes | np.ndarray], **fields: Any) -> Row:
     """A row; images without a group are one each."""
     empty = {"label": "", "caption": "", "study": "", "split": "", "group": name}
@@ -210,7 +113,7 @@ def _folders(layout: Folders, root: Path) -> Iterator[Row]:
         place, read = root / layout.zip, _read_member
         names = sorted(_zip(place).namelist())
     else:
-        place, read = root, _read_file
+        place, read = root, read_file
         names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
     pattern = re.compile(layout.pattern)
     for name in names:

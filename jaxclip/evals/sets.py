@@ -34,12 +34,12 @@ class Declaration:
 
     title: str
     get: str  # the command or address to get it
-    layout: Layout  # inside SETS_DIR/NAME
+    layout: Layout  # inside SETS_DIR/NAME; tables may be several: of the splits, or other copies
     licence: str = "as on its page"
     prompts: str = ""  # the prompt file, which has the classes; "": retrieval only
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as found -> as in prompts
-    excluded: tuple[str, ...] = ()  # labels that are left out, and counted
-    split: str = "hash"  # official | hash (of the group, 90/5/5) | a split's name: all are that
+    excluded: tuple[str, ...] = ()  # labels whose images are left out, and counted
+    split: str = "hash"  # official | hash (of the group) | a split's name: all are that
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)  # train, validation, test, of hash
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)  # official names -> ours
     note: str = ""  # what to know before quoting a number
     checked: str = ""  # by whom else the layout is read so; "": by nobody known
@@ -127,26 +127,31 @@ def open_set(
       ValueError: it is not as declared.
     """
     root = Path(sets_dir) / name
-    by_split, left_out, seen = collections.defaultdict(list), collections.Counter(), set()
-    classes = list(load_prompts(declaration.prompts)["classes"]) if declaration.prompts else []
+    by_split, groups, seen = collections.defaultdict(list), collections.defaultdict(set), set()
+    left_out = collections.defaultdict(collections.Counter)
+    prompts = load_prompts(declaration.prompts) if declaration.prompts else {}
     try:
         for row in rows(declaration.layout, root) if root.exists() else ():
             split = _split(name, declaration, row)
-            if classes:
-                row["label"] = _as_declared(declaration, classes, row["label"])
-            if reason := _why_not(row, seen, bool(classes)):
-                left_out[reason] += 1
-            elif split in splits:
-                by_split[split].append(row)
+            groups[split].add(row["group"])
+            if split in splits:
+                if prompts:
+                    row["label"] = _as_declared(declaration, prompts, row["label"])
+                if callable(row["caption"]):
+                    row["caption"] = row["caption"]()
+                if reason := _why_not(row, seen, bool(prompts)):
+                    left_out[split][reason] += 1
+                else:
+                    by_split[split].append(row)
             seen.add(row["name"])
     except FileNotFoundError as error:
         raise FileNotFoundError(_missing(name, declaration, root, str(error))) from None
-    found = {
-        split: _eval_split(name, declaration, split, by_split[split], left_out)
-        for split in splits
-        if by_split[split]
-    }
-    if not seen or (by_split and not found):
+    found = {}
+    for split in splits:
+        kept = _without_later_groups(split, by_split[split], groups, left_out[split])
+        if kept:
+            found[split] = _eval_split(name, declaration, split, kept, left_out[split])
+    if not seen or (any(by_split.values()) and not found):
         raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
     return found
 
@@ -156,8 +161,19 @@ def _why_not(row: dict, seen: set[str], is_labelled: bool) -> str:
     if row["name"] in seen:  # RSNA: a row a box
         return "image in an earlier row"
     if row["label"] is None:
-        return "label excluded by the declaration"
+        return "label excluded by the declaration, or none"
     return "" if is_labelled or row["caption"] else "no caption"
+
+
+def _without_later_groups(
+    split: str, found: list[dict], groups: Mapping[str, set[str]], left_out: collections.Counter
+) -> list[dict]:
+    """Training images without those whose patient or article is in a split that is scored."""
+    later = set().union(*(groups[other] for other in SPLITS[SPLITS.index(split) + 1 :])) - {""}
+    kept = [row for row in found if row["group"] not in later]
+    if len(kept) < len(found):
+        left_out["patient or article is in a later split"] += len(found) - len(kept)
+    return kept
 
 
 def _missing(name: str, declaration: Declaration, root: Path, why: str) -> str:
@@ -171,18 +187,25 @@ def _split(name: str, declaration: Declaration, row: dict) -> str:
             raise ValueError(f"{name}: split {row['split']!r} must be one of {', '.join(known)}.")
         return known[row["split"]]
     if declaration.split == "hash":
-        return split_of(row["group"] or row["name"])
+        return split_of(row["group"] or row["name"], declaration.fractions)
     return declaration.split
 
 
-def _as_declared(declaration: Declaration, classes: list[str], label: Any) -> Any:
+def _as_declared(declaration: Declaration, prompts: Mapping[str, Any], label: Any) -> Any:
     """A label as in the prompt file; a number counts its classes; None if it is excluded."""
+    if label is None:
+        return None
+    classes = list(prompts["classes"])
     if isinstance(label, tuple):
-        named = [_as_declared(declaration, classes, one) for one in label]
-        return tuple(one for one in named if one in classes)  # others are not scored
+        if set(label) & set(declaration.excluded):
+            return None
+        named = {_as_declared(declaration, prompts, one) for one in label}
+        children = prompts.get("children", {})
+        while more := {finding for finding, c in children.items() if named & set(c)} - named:
+            named |= more
+        return tuple(one for one in classes if one in named)  # others are not scored
     if label in declaration.excluded:
         return None
-    label = declaration.labels.get(label, label)
     if label in classes:
         return label
     return classes[int(label)] if label.isdigit() and int(label) < len(classes) else label

@@ -6,12 +6,15 @@ A prompt file is JSON:
      "templates": ["an image of {}.", ...], "classes": {label: [names], ...}}
 
 With "negative_templates" (["no {}."]) the set is multi-label: each class is a finding that is there
-or not, and an image's label a set of them. prompts/_templates.json has other templates by name.
+or not, and an image's label a set of them. Of two classes "positive" is the label of the one that
+is looked for; without it, the second. "children" are more special labels {finding: [labels]} that
+say that a finding is there. prompts/_templates.json has other templates by name.
 
 Shape letters: N records, C classes, E embedding.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +32,13 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     """A prompt file of ours by name ("mednist"), or any by path.
 
     Args:
-      templates: a name in prompts/_templates.json, whose templates take the place of the file's:
-        "open_pmc_histology" is what the papers used on every set, chest X-rays too.
+      templates: a name in prompts/_templates.json, whose templates, and class names where it has
+        some, take the place of the file's: "open_pmc_histology" is what the papers used on all
+        their sets, chest X-rays too. A file by path keeps its class names.
     Raises:
       FileNotFoundError: names the files there are.
-      ValueError: the file lacks a field, or a template has no {}; no templates of this name.
+      ValueError: the file lacks a field, or a template has no {}; no templates of this name, or
+        not for this file.
     """
     path = epath.Path(name_or_path)
     if not name_or_path.endswith(".json"):
@@ -45,15 +50,50 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     for field in ("label_column", "templates", "classes"):
         if not prompts.get(field):
             raise ValueError(f"{path} lacks the field {field!r}.")
+    if prompts.get("positive", next(iter(prompts["classes"]))) not in prompts["classes"]:
+        raise ValueError(f"{path}: positive ({prompts['positive']!r}) must be one of its classes.")
     if templates:
-        named = json.loads((PROMPTS / "_templates.json").read_text())
-        if templates not in named:
-            raise ValueError(f"templates ({templates!r}) must be one of {', '.join(named)}.")
-        prompts["templates"] = named[templates]["templates"]
+        _choose(templates, name_or_path, prompts)
     for template in prompts["templates"] + prompts.get("negative_templates", []):
         if "{}" not in template:
             raise ValueError(f"{path}: the template {template!r} must have {{}} for the name.")
     return prompts
+
+
+def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
+    """Gives prompts the templates, and the class names, of a choice in _templates.json."""
+    named = json.loads((PROMPTS / "_templates.json").read_text())
+    if choice not in named:
+        raise ValueError(f"templates ({choice!r}) must be one of {', '.join(named)}.")
+    chosen = named[choice]
+    if "negative_templates" in prompts and "negative_templates" not in chosen:
+        raise ValueError(
+            f"templates ({choice}) do not say that something is absent, and {file} is multi-label: "
+            "leave the set or the choice out."
+        )
+    names = chosen.get("classes", {})
+    if file in names:
+        its = {label: [names[file].get(label, label)] for label in prompts["classes"]}
+        prompts["classes"] = its
+    elif names and not file.endswith(".json"):  # a file of the user's keeps its class names
+        raise ValueError(
+            f"templates ({choice}) have no class names for {file}, as the papers did not score it. "
+            f"They have those of {', '.join(names)}."
+        )
+    for field in ("templates", "negative_templates"):
+        if field in prompts:
+            prompts[field] = chosen[field]
+
+
+def classes_of(name: str) -> tuple[str, ...]:
+    """Labels of a prompt file: the names of the columns, where a table has one a class."""
+    return tuple(load_prompts(name)["classes"])
+
+
+def positive_class(prompts: dict[str, Any]) -> int:
+    """Number of the class whose recall is the sensitivity, where there are two."""
+    classes = list(prompts["classes"])
+    return classes.index(prompts["positive"]) if "positive" in prompts else 1
 
 
 def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:
@@ -78,13 +118,18 @@ def class_embeddings(
       templates: the prompt file's field; "negative_templates" for the absence of each class.
     """
     texts = [
-        [template.format(name) for name in names for template in prompts[templates]]
+        [_said(template, name) for name in names for template in prompts[templates]]
         for names in prompts["classes"].values()
     ]
     embedding_PE = encode_text([text for of_class in texts for text in of_class])
     ends = np.cumsum([len(of_class) for of_class in texts])[:-1]
     mean_CE = np.stack([of_class.mean(axis=0) for of_class in np.split(embedding_PE, ends)])
     return mean_CE / np.linalg.norm(mean_CE, axis=1, keepdims=True)
+
+
+def _said(template: str, name: str) -> str:
+    """`"no {}."` and `"a mass"` -> `"no mass."`: there is no article after "no"."""
+    return re.sub(r"\bno an? ", "no ", template.format(name))
 
 
 def class_scores(
@@ -128,4 +173,4 @@ def zero_shot(
         return multi_label(name, 1 / (1 + np.exp(-score_NC.astype(np.float64))), true_NC, group_N)
     check_labels(label_N, prompts)
     true_N = np.array([classes[label] for label in label_N])
-    return single_label(name, score_NC, true_N, group_N)
+    return single_label(name, score_NC, true_N, group_N, positive_class(prompts))

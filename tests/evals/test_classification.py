@@ -66,3 +66,16 @@ def test_a_class_without_images_counts_nowhere():
     assert found.values()["balanced_accuracy"] == found.values()["macro_f1"] == 1
     assert found.values()["auroc"] == 1
     assert found.chance["balanced_accuracy"] == 1 / 2  # of the classes that are there
+
+
+def test_sensitivity_is_the_recall_of_the_positive_class():
+    # class 0 (malignant): found 1 of 3; class 1 (benign): 2 of 2
+    logits, true = np.eye(2)[[0, 1, 1, 1, 1]] * 5, np.array([0, 0, 0, 1, 1])
+    malignant = single_label("x", logits, true, np.arange(5), positive=0)
+    assert malignant.values()["sensitivity"] == pytest.approx(1 / 3)
+    assert malignant.values()["specificity"] == 1
+    benign = single_label("x", logits, true, np.arange(5)).values()
+    assert (benign["sensitivity"], benign["specificity"]) == (1, pytest.approx(1 / 3))
+    # a draw without a malignant image says nothing of how many of them are found
+    drawn = malignant.metrics(np.array([3, 4, 4]))
+    assert np.isnan(drawn["sensitivity"]) and drawn["specificity"] == 1

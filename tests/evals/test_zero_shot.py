@@ -64,6 +64,23 @@ def test_accuracy_by_hand():
     assert found.chance["accuracy"] == 3 / 4 and found.counts["images"] == 4
 
 
+def test_the_prompt_file_says_which_class_is_positive():
+    prompts = PROMPTS | {"classes": {"ct": ["CT"], "xray": ["X-ray"]}}
+    images, labels = embedded([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [0, 1, 2]), ["xray", "ct", "xray"]
+    labels = np.array(labels, object)
+
+    def found(prompts):
+        values = zero_shot(images, labels, prompts, encode_texts).values()
+        return values["sensitivity"], values["specificity"]
+
+    assert found(prompts) == (1 / 2, 1)  # the second class: one of two X-rays is found
+    assert found(prompts | {"positive": "ct"}) == (1, 1 / 2)
+    for file in PROMPT_FOLDER.glob("[!_]*.json"):
+        prompts = load_prompts(file.stem)
+        if len(prompts["classes"]) == 2:
+            assert prompts["positive"] in prompts["classes"], file
+
+
 def test_unknown_label():
     labels = np.array(["ct", "pet"], object)
     with pytest.raises(ValueError, match=r"column 'modality' .* \['pet'\].* classes: ct, mri, xr"):
@@ -99,11 +116,47 @@ def test_findings_are_scored_against_their_absence():
     assert found["macro_f1"] == 1 / 2  # effusion all right, fracture never above one half
 
 
-def test_templates_by_name():
-    prompts = load_prompts("mednist", "open_pmc_histology")
-    assert len(prompts["templates"]) == 4 and "histopathology" in prompts["templates"][0]
+def test_the_papers_prompts_by_name():
+    prompts, texts = load_prompts("bach", "open_pmc_histology"), []
+    class_embeddings(prompts, lambda found: texts.extend(found) or np.ones((len(found), 2)))
+    assert texts[8:10] == [  # mmlearn, projects/med_benchmarking/datasets/bach.py
+        "a histopathology slide showing breast malignant in-situ carcinoma",
+        "histopathology image of breast malignant in-situ carcinoma",
+    ]
+    assert len(texts) == 4 * 4  # one name a class
+    path = load_prompts("pathmnist", "open_pmc_histology")["classes"]
+    assert path["adipose"] == ["adipose"]  # the label, not our "adipose tissue"
+    choices = json.loads((PROMPT_FOLDER / "_templates.json").read_text())
+    for file, names in choices["open_pmc_histology"]["classes"].items():
+        assert set(names) <= set(load_prompts(file)["classes"]), file
+        load_prompts(file, "open_pmc_histology")
+
+
+def test_a_choice_is_refused_where_it_makes_no_sense(tmp_path):
     with pytest.raises(ValueError, match="templates .'histology'. must be one of open_pmc_hist"):
         load_prompts("mednist", "histology")
+    with pytest.raises(ValueError, match="absent, and chexpert is multi-label: leave the set"):
+        load_prompts("chexpert", "open_pmc_histology")
+    with pytest.raises(ValueError, match="no class names for mednist.* those of bach, blood"):
+        load_prompts("mednist", "open_pmc_histology")
+    (tmp_path / "mine.json").write_text(json.dumps(PROMPTS))  # a file of the user's is the user's
+    mine = load_prompts(str(tmp_path / "mine.json"), "open_pmc_histology")
+    assert mine["classes"] == PROMPTS["classes"] and "slide" in mine["templates"][0]
+    assert load_prompts("chexpert", "name_only")["negative_templates"] == ["no {}"]
+    assert load_prompts("mednist", "plain")["templates"][1] == "an image of {}."
+
+
+def test_absence_is_said_in_english():
+    prompts, texts = load_prompts("chestmnist"), []
+    fake = lambda found: texts.extend(found) or np.ones((len(found), 2))  # noqa: E731
+    class_embeddings(prompts, fake, "negative_templates")
+    assert {"no mass.", "a chest X-ray without a mass.", "findings: no enlarged heart."} < set(
+        texts
+    )
+    for file in PROMPT_FOLDER.glob("[!_]*.json"):
+        if "negative_templates" in (prompts := load_prompts(file.stem)):
+            class_embeddings(prompts, fake, "negative_templates")
+    assert not [text for text in texts if " no a " in f" {text}" or " no an " in f" {text}"]
 
 
 def test_every_prompt_file_loads():
@@ -125,4 +178,7 @@ def test_prompt_files(tmp_path):
         load_prompts(str(file))
     file.write_text(json.dumps(PROMPTS | {"classes": {}}))
     with pytest.raises(ValueError, match="lacks the field 'classes'"):
+        load_prompts(str(file))
+    file.write_text(json.dumps(PROMPTS | {"positive": "pet"}))
+    with pytest.raises(ValueError, match=r"positive .'pet'. must be one of its classes"):
         load_prompts(str(file))
