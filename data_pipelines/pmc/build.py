@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_pipelines.card import write_card
 from data_pipelines.duplicates import duplicate_columns
 from data_pipelines.panel_labels import rapidocr_reader
-from data_pipelines.pmc.articles import list_inputs, open_articles
+from data_pipelines.pmc.articles import Folder, list_inputs, open_articles
 from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.pmc.records import Item, article_items
@@ -97,9 +97,10 @@ def _make_items(
 def _items(
     root: str, staged: str, options: PmcOptions, context: ContextOptions, cache: str, rows: range
 ) -> Iterator[Item]:
+    folder = Folder(root)
     for _, row in read_rows(staged, rows, ["file"]):
         try:
-            for source in open_articles(root, row["file"]):
+            for source in open_articles(folder, row["file"]):
                 if isinstance(source, Drop):
                     yield source
                 else:

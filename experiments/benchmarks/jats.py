@@ -23,7 +23,7 @@ import time
 from absl import flags
 from lxml import etree
 
-from data_pipelines.pmc.articles import open_articles
+from data_pipelines.pmc.articles import Folder, open_articles
 from data_pipelines.pmc.jats import XmlError, parse_article
 from jaxclip import command
 from jaxclip.data.record import Drop
@@ -40,7 +40,7 @@ def main(_) -> None:
     folder, _, name = os.path.abspath(ARCHIVE.value).rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "article.xml")
-        for source in open_articles(folder, name):
+        for source in open_articles(Folder(folder), name):
             if isinstance(source, Drop):
                 raise ValueError(f"archive: {source.reason}: {source.detail}")
             with open(path, "wb") as file:
