@@ -19,7 +19,7 @@ from data_pipelines.pmc.text import local_name, marked_text_of, text_of
 from jaxclip.data.text import sentence_spans
 
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
-OWN_TERMS = "figure has its own terms"  # permissions of a figure that name no known licence
+OWN_TERMS = "figure has its own terms"  # it, or its sub-article, names no licence that we know
 NOT_BODY = ("p", "caption", "fn", "ref", "table-wrap", "author-notes", "permissions")
 
 _LIMITS = {etree.ErrorTypes.ERR_ENTITY_LOOP, etree.ErrorTypes.ERR_INTERNAL_ERROR}
@@ -55,7 +55,7 @@ class Figure:
     label: str  # "Figure 2."
     caption: str  # title and text, one line
     graphics: list[list[str]]  # an entry an image: the names it may have (<alternatives>)
-    licence: str  # the article's, unless the figure has permissions of its own
+    licence: str  # the article's, unless the figure or its sub-article has permissions of its own
     citations: list[Citation]
 
 
@@ -194,9 +194,10 @@ def _keywords(meta, mesh: bool) -> list[str]:
 def _figures(article, licence: str) -> list[Figure]:
     figures, seen = [], defaultdict(int)
     for element in article.iter("fig", "fig-group"):
-        if element.tag == "fig-group" and element.find("graphic") is None:
+        graphics = _graphics(element)
+        if element.tag == "fig-group" and not graphics:
             continue  # its figures are figures
-        figure = _figure(element, licence, len(figures) + 1)
+        figure = _figure(element, graphics, licence, len(figures) + 1)
         seen[figure.figure_id] += 1
         if seen[figure.figure_id] > 1:  # an id twice
             figure.figure_id += f" ({seen[figure.figure_id]})"
@@ -204,7 +205,7 @@ def _figures(article, licence: str) -> list[Figure]:
     return figures
 
 
-def _figure(element, licence: str, number: int) -> Figure:
+def _figure(element, graphics: list[list[str]], licence: str, number: int) -> Figure:
     parent = element.getparent()
     group = parent if parent is not None and parent.tag == "fig-group" else None
     caption = _caption(element)
@@ -217,10 +218,19 @@ def _figure(element, licence: str, number: int) -> Figure:
         figure_id=element.get("id") or f"figure {number}",
         label=label,
         caption=caption,
-        graphics=_graphics(element),
-        licence=_licence(own, OWN_TERMS) if own is not None else licence,
+        graphics=graphics,
+        licence=_licence(own, OWN_TERMS) if own is not None else _licence_around(element, licence),
         citations=[],
     )
+
+
+def _licence_around(element, licence: str) -> str:
+    """Of the nearest <sub-article> or <response> that says so, else the article's."""
+    for part in element.iterancestors("sub-article", "response"):
+        for place in ("front-stub/permissions", "front/article-meta/permissions"):
+            if (permissions := part.find(place)) is not None:
+                return _licence(permissions, OWN_TERMS)
+    return licence
 
 
 def _caption(element) -> str:

@@ -95,6 +95,27 @@ def test_figures_wherever_they_are():
 
 
 @pytest.mark.parametrize(
+    "image, graphics",
+    [
+        ('<graphic xlink:href="g"/>', [["g"]]),
+        ('<p><graphic xlink:href="g"/></p>', [["g"]]),
+        (
+            '<alternatives><graphic xlink:href="g.tif"/><graphic xlink:href="g.jpg"/></alternatives>',
+            [["g.tif", "g.jpg"]],
+        ),
+    ],
+)
+def test_a_group_with_an_image_of_its_own_is_a_figure(image, graphics):
+    group = f'<fig-group id="G"><label>Figure 1</label><caption><p>C</p></caption>{image}'
+    group += '<fig id="A"><caption><p>a</p></caption></fig></fig-group>'
+    parsed = parse_article(article(group)).figures
+    assert [(f.figure_id, f.caption, f.graphics) for f in parsed] == [
+        ("G", "C", graphics),
+        ("A", "C a", []),
+    ]
+
+
+@pytest.mark.parametrize(
     "text, found",
     [
         ("see Figs. 2–4 here", "F2 F3 F4"),
@@ -195,6 +216,19 @@ def test_a_figure_with_its_own_permissions_is_not_the_articles():
     licences = [figure.licence for figure in parse_article(article(figures)).figures]
     assert licences == [OWN_TERMS, "CC0 1.0", "CC BY 4.0"]
     assert licence_group(OWN_TERMS) == "other"
+
+
+def test_a_sub_article_may_have_a_licence_of_its_own():
+    """The nearest one that says so: a letter to the editor in an article, its reply in the letter."""
+    stub = '<front-stub><permissions><license xlink:href="{}"/></permissions></front-stub>'.format
+    by_nc = stub("http://creativecommons.org/licenses/by-nc/4.0/")
+    reply = f"<response><front-stub/><body>{fig(3, '<p>c</p>')}</body></response>"
+    after = f"<sub-article>{by_nc}<body>{fig(2, '<p>b</p>')}</body>{reply}</sub-article>"
+    after += f"<sub-article>{stub('')}<body>{fig(4, '<p>d</p>')}</body></sub-article>"
+    after += f"<sub-article><body>{fig(5, '<p>e</p>')}</body></sub-article>"
+    figures = parse_article(article(fig(1, "<p>a</p>"), after=after)).figures
+    licences = [figure.licence for figure in figures]
+    assert licences == ["CC BY 4.0", "CC BY-NC 4.0", "CC BY-NC 4.0", OWN_TERMS, "CC BY 4.0"]
 
 
 # --- Hostile input -----------------------------------------------------------------------------
