@@ -53,7 +53,7 @@ class Model(http.server.BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = request["messages"][0]["content"]
         self.server.prompts.append(prompt)
-        if "busy" in prompt and sum("busy" in p for p in self.server.prompts) == 1:
+        if "busy" in prompt and sum("busy" in p for p in self.server.prompts) < 4:
             return self.answer(429, {"error": {"message": "busy"}})
         if "toolong" in prompt:
             return self.answer(400, {"error": {"message": "too long"}})
@@ -79,7 +79,7 @@ class Model(http.server.BaseHTTPRequestHandler):
         data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Retry-After", "0")
+        self.send_header("Retry-After-Ms", "1")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -110,15 +110,15 @@ def test_a_model_summarises_once_and_failures_are_named(endpoint, tmp_path):
     summaries = summarise(options, str(tmp_path), parsed)
     assert {key: (s.text, s.by) for key, s in summaries.items()} == {
         "F1": ("It is m7.", "model m7"),
-        "F2": ("It is m7.", "model m7"),  # asked again
+        "F2": ("It is m7.", "model m7"),  # at the fourth time of asking
         "F3": ("", "refused"),
         "F4": ("", "truncated"),
         "F5": ("", "nothing said"),
     }
-    assert len(endpoint.prompts) == 6
+    assert len(endpoint.prompts) == 8
     assert any("Caption: About 1." in p and "Figure 1 is fine." in p for p in endpoint.prompts)
     assert summarise(options, str(tmp_path), parsed) == summaries
-    assert len(endpoint.prompts) == 6  # all from the cache
+    assert len(endpoint.prompts) == 8  # all from the cache
     endpoint.is_down = True
     with pytest.raises(Exception, match="401"):  # a job fails rather than go without
         summarise(options, str(tmp_path / "other"), parsed)

@@ -106,6 +106,17 @@ def test_what_cannot_be_had_is_listed_and_leaves_no_file(server, tmp_path, name,
     assert handler.asked[f"/{name}.tar.gz"] == (1 if name == "gone" else 3)  # tries
 
 
+def test_waits_grow_from_try_to_try(server, tmp_path, monkeypatch):
+    _, base = server
+    slept = []
+    monkeypatch.setattr("data_pipelines.pmc.fetch.time.sleep", slept.append)
+    fetcher = Fetcher(options(base, tmp_path, tries=8, backoff=1.0))
+    assert fetcher.get(Wanted("errsalways", "CC BY")).reason == "server failed"
+    waits = [wait for wait in slept if wait >= 0.5]  # others are for the turn
+    for wait, most in zip(waits, (1, 2, 4, 8, 16, 32, 60, 60), strict=True):
+        assert most / 2 <= wait <= most
+
+
 def test_licences_are_filtered_before_any_request(server, tmp_path):
     handler, base = server
     lines = "a.tgz,,,,,CC BY-NC\nb.tgz,,,,,NO-CC CODE\nc.tgz,,,,,CC BY-ND\nd.tgz,,,,,CC BY-NC-SA\n"
