@@ -36,6 +36,9 @@ GENERAL = re.compile(
     re.IGNORECASE,
 )
 
+_CONJUNCTION_FIRST = re.compile(r"^(?:and|or|while|whereas) +")
+_CONJUNCTION_LAST = re.compile(r"[ ,;](?:and|or|while|whereas)$")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SplitCaption:
@@ -154,9 +157,12 @@ def _cut_general(text: str) -> tuple[str, str]:
 
 
 def _tidy(text: str) -> str:
-    text = re.sub(r"^[\s,;:.)\]–—-]+", "", text).strip()
-    text = re.sub(r"^(and|or|while|whereas)\s+", "", text)
-    text = re.sub(r"[\s,;:(\[–—-]+$|[\s,;]+(and|or|while|whereas)$", "", text)
+    """Without what joined it to its neighbours. Stripped, not searched: a regular expression with
+    "[,;(]+$" takes time quadratic in a run of brackets."""
+    text = _CONJUNCTION_FIRST.sub("", text.lstrip(" ,;:.)]–—-"))
+    text = text.rstrip(" ,;:([–—-")
+    if found := _CONJUNCTION_LAST.search(text):
+        text = text[: found.start()].rstrip(" ,;")
     if text.count("(") == text.count(")") + 1:  # "(PSA; image C)" lost its end to the label
         text += ")"
     return text if re.search(r"\w", text) else ""

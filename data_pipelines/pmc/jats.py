@@ -9,12 +9,13 @@ limits of libxml2 on depth and size stay on. Damaged XML is read as far as it go
 
 import dataclasses
 import re
+from bisect import bisect_left
 from collections import defaultdict
 
 from lxml import etree
 
 from data_pipelines.pmc.licence import licence_name
-from data_pipelines.pmc.mentions import find_mentions, label_key, unmark
+from data_pipelines.pmc.mentions import Mention, find_mentions, label_key, unmark
 from data_pipelines.pmc.text import local_name, marked_text_of, text_of
 from jaxclip.data.text import sentence_spans
 
@@ -293,16 +294,18 @@ def _cite(article, figures: list[Figure]) -> list[str]:
     return paragraphs
 
 
-def _add_citations(text: str, mentions, by_id: dict[str, Figure], paragraph: int) -> None:
+def _add_citations(
+    text: str, mentions: list[Mention], by_id: dict[str, Figure], paragraph: int
+) -> None:
+    starts = [mention.start for mention in mentions]  # ascending
     for start, end in sentence_spans(text):
         panels: dict[str, list[str] | None] = {}
-        for mention in mentions:
-            if start <= mention.start < end:
-                known = panels.setdefault(mention.figure_id, [])
-                if known is None or not mention.panels:
-                    panels[mention.figure_id] = None  # the whole figure
-                else:
-                    known += mention.panels
+        for mention in mentions[bisect_left(starts, start) : bisect_left(starts, end)]:
+            known = panels.setdefault(mention.figure_id, [])
+            if known is None or not mention.panels:
+                panels[mention.figure_id] = None  # the whole figure
+            else:
+                known += mention.panels
         for figure_id, letters in panels.items():
             by_id[figure_id].citations.append(
                 Citation(

@@ -5,6 +5,7 @@ resolved by the figures' labels. "Supplementary Fig. 3" is another figure than "
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -82,11 +83,12 @@ def find_mentions(
 
     Args:
       text: one paragraph.
-      links: (start, end, figure ids) of what the article links in it.
+      links: (start, end, figure ids) of what the article links in it, in order, not overlapping.
       by_label: label_key -> figure id.
     """
     mentions: list[Mention] = []
     used: set[int] = set()
+    starts, ends = [link[0] for link in links], [link[1] for link in links]
     for head in _HEAD.finditer(text):
         items = _items(text, head)
         before_head = text[max(0, head.start() - 16) : head.start()]
@@ -94,11 +96,7 @@ def find_mentions(
         family = _FAMILY_BEFORE.search(before_head)["family"] if is_other else None
         before = ""
         for item in items:
-            linked = [
-                i
-                for i, (start, end, _) in enumerate(links)
-                if start < item.end and item.start < end
-            ]
+            linked = range(bisect_right(ends, item.start), bisect_left(starts, item.end))
             used.update(linked)
             ids = [figure for i in linked for figure in links[i][2]]
             if not ids and not _ELSEWHERE.match(text, item.end):

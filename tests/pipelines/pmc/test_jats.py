@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.pmc.jats import OWN_TERMS, XmlError, parse_article
 from data_pipelines.pmc.licence import licence_group, licence_name
 from data_pipelines.pmc.mentions import find_mentions, label_key
+from tests.pipelines.linear import is_linear
 from tests.pipelines.pmc.articles import article, fig
 
 BY_LABEL = {str(n): f"F{n}" for n in range(1, 9)} | {f"S{n}": f"S{n}" for n in (1, 2, 3)}
@@ -147,6 +148,15 @@ def test_mentions_of_labels(text, found):
     assert (
         " ".join(m.figure_id + ":" * bool(m.panels) + "".join(m.panels) for m in mentions) == found
     )
+
+
+@pytest.mark.parametrize(
+    "sentence", ["See Fig. 1. ", '<xref ref-type="fig" rid="F1">Fig. 1</xref>. ', "Figs. 1, "]
+)
+def test_long_paragraphs_take_linear_time(sentence):
+    """Each sentence was compared with each mention, and each mention with each link."""
+    figure = fig(1, "<p>a</p>")
+    assert is_linear(parse_article, lambda n: article(f"<p>{sentence * n}</p>{figure}"), 800)
 
 
 def test_labels():
