@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import hashlib
 import lzma
 import os
 import posixpath
@@ -128,8 +129,9 @@ def _stem(name: str) -> str:
     return name.removesuffix(_suffix(name)) if _suffix(name) in IMAGE_SUFFIXES else name
 
 
-def list_inputs(path: str) -> tuple[str, Iterator[str]]:
-    """(folder, names of the XML files and tars in it) of a folder, or of one such file.
+def list_inputs(path: str) -> tuple[str, list[str], str]:
+    """(folder, names of the XML files and tars in it, hash of these and of the images' names) of a
+    folder, or of one such file.
 
     Raises ValueError: there is nothing at `path`.
     """
@@ -137,9 +139,14 @@ def list_inputs(path: str) -> tuple[str, Iterator[str]]:
         raise ValueError(f"input ({path!r}) does not exist. Give a folder, an .nxml or a .tar.gz.")
     if path.lower().endswith(XML_SUFFIXES + TAR_SUFFIXES) and not os.path.isdir(path):
         folder, _, name = path.rpartition("/")
-        return folder or ".", iter([name])
-    names = Folder(path).files()
-    return path, (name for name in names if name.lower().endswith(XML_SUFFIXES + TAR_SUFFIXES))
+        return folder or ".", [name], hashlib.sha256(name.encode()).hexdigest()
+    names, digest = [], hashlib.sha256()
+    for name in Folder(path).files():
+        if name.lower().endswith(XML_SUFFIXES + TAR_SUFFIXES + IMAGE_SUFFIXES):
+            digest.update(name.encode(errors="surrogateescape") + b"\0")
+            if not name.lower().endswith(IMAGE_SUFFIXES):
+                names.append(name)
+    return path, names, digest.hexdigest()
 
 
 def open_articles(folder: Folder, name: str) -> Iterator[Source | Drop]:

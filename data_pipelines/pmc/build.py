@@ -18,7 +18,8 @@ from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.pmc.records import Item, article_items
 from data_pipelines.remote import exists, upload
 from data_pipelines.similarity import add_similarity, clip_score
-from data_pipelines.text_table import num_rows, read_rows, stage
+from data_pipelines.table import key_warnings
+from data_pipelines.text_table import read_rows, stage
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.record import Dataset, Drop
 from jaxclip.data.subset import open_dataset
@@ -27,6 +28,9 @@ from jaxclip.data.subset import open_dataset
 def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] = ()) -> Dataset:
     """Builds the dataset of a folder of articles, with its card.
 
+    Articles or images that came or went since make it another dataset; that a file changed under
+    its name is not noticed.
+
     Raises:
       ValueError, FileNotFoundError: an option, or what build_dataset raises.
     """
@@ -34,32 +38,35 @@ def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] 
     context.validate()
     if options.read_labels:
         rapidocr_reader()  # says now if it is not installed
-    root, _ = list_inputs(options.input)
+    print(f"Listing {options.input} ...")
+    root, names, listing = list_inputs(options.input)
+    if not names:
+        raise ValueError(f"input ({options.input!r}) has no .nxml, .xml or .tar.gz in it.")
     staged = os.path.join(options.out, STAGED_ROWS)
 
     def jobs() -> list[range]:
         if not exists(staged):
-            print(f"Listing {options.input} ...")
-            rows = ({"file": name} for name in list_inputs(options.input)[1])
+            rows = ({"file": name} for name in names)
             stage(rows, ["file"], [], staged, from_csv=False)
-        count = num_rows(staged)
-        if not count:
-            raise ValueError(f"input ({options.input!r}) has no .nxml, .xml or .tar.gz in it.")
-        step = options.articles_per_shard or min(max(8, -(-count // 16)), 256)
-        return [range(i, min(i + step, count)) for i in range(0, count, step)]
+        step = options.articles_per_shard or min(max(8, -(-len(names) // 16)), 256)
+        return [range(i, min(i + step, len(names))) for i in range(0, len(names), step)]
 
     cache = context.summary_cache or options.out.rstrip("/") + ".summaries"
     dataset = build_dataset(
         options.out,
         jobs=jobs,
         make_items=functools.partial(_make_items, root, staged, options, context, cache),
-        made_by=_made_by(options, context),
+        made_by=_made_by(options, context) | {"files": {"count": len(names), "sha256": listing}},
         workers=options.workers,
         beam=beam,
         tokenizer_vocab=options.tokenizer_vocab,
         add_columns=_add_columns(options),
         overwrite=options.overwrite,
     )
+    for warning in key_warnings(
+        dataset, "Is an article there twice, as folder and package, or in two versions? Keep one."
+    ):
+        print(warning)
     write_card(dataset)
     upload(dataset.path, ["card.json", "card.html"], options.out)
     print(f"The card: {os.path.join(options.out, 'card.html')}")

@@ -93,6 +93,24 @@ def test_another_command_is_refused(folder, built):
         build(folder, built.path, context={"summary": "textrank", "references_tokens": 9})
 
 
+def test_articles_and_images_that_came_are_noticed(folder, tmp_path, capsys):
+    source = shutil.copytree(folder, tmp_path / "in")
+    build(source, tmp_path / "ds")
+    build(source, tmp_path / "ds")
+    assert "Already done" in capsys.readouterr().out
+    (source / "PMC100/f2.jpg").write_bytes(picture(1))
+    with pytest.raises(ValueError, match="files.sha256.*there"):
+        build(source, tmp_path / "ds")
+    shutil.copytree(source / "PMC100", source / "PMC555")
+    with pytest.raises(ValueError, match="files.count: 5 there, 6 now"):
+        build(source, tmp_path / "ds")
+    dataset = build(source, tmp_path / "ds", overwrite=True)
+    assert len(dataset) == 8
+    printed = capsys.readouterr().out
+    assert "4 records share their (group, figure, panel)" in printed  # two figures, twice
+    assert "folder and package" in printed
+
+
 def test_beam_options_leave_the_command_line():
     argv = ["x", "--input=a", "--runner=FlinkRunner", "--flink_master=h:1", "--outt=b"]
     assert take_beam_options(argv) == ["--runner=FlinkRunner", "--flink_master=h:1"]
