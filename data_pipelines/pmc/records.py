@@ -21,7 +21,7 @@ from data_pipelines.pmc.jats import Article, Figure, XmlError, parse_article
 from data_pipelines.pmc.licence import licence_group
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.signals import signals
-from jaxclip.data.image import ImageError, decode_image
+from jaxclip.data.image import ImageError, converted_from, decode_image
 from jaxclip.data.record import Drop, Example, Record, split_of
 
 Item = Example | Drop | collections.Counter
@@ -37,6 +37,7 @@ class _Made:
     figure: Figure
     figure_id: str
     summary: Summary
+    converted_from: str = ""  # see image.converted_from
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -99,9 +100,12 @@ def _image_items(made_of: "_Made", source: Source, names: list[str]) -> Iterator
     try:
         data = source.folder.read(file)
         pixels_HW3 = decode_image(data)
+        made_of.converted_from = converted_from(data)
     except ImageError as error:
         yield Drop(item=item, reason=error.reason, detail=error.detail)
         return
+    if made_of.converted_from:
+        yield collections.Counter({f"images converted from {made_of.converted_from}": 1})
     for part in _parts(made_of.options, data, pixels_HW3, made_of.figure, item):
         if isinstance(part, Drop):
             yield part
@@ -181,6 +185,7 @@ def _example(made_of: "_Made", part: _Part) -> Example:
     columns: dict[str, Any] = {
         "original_width": part.image.original_width,
         "original_height": part.image.original_height,
+        "converted_from": made_of.converted_from,
         "figure_label": figure.label,
         "panel_label": ",".join(part.labels),
         "panel_box": list(part.box),

@@ -200,6 +200,10 @@ def test_images_are_converted_or_dropped_by_reason(tmp_path):
     pixels = decode_image(records["F1"].image)
     assert pixels[0, 0].max() < 10 and pixels[-1, -1].min() > 245  # the upper 8 of 16 bits
     assert decode_image(records["F2"].image).shape == (60, 80, 3)
+    assert Image.open(io.BytesIO(records["F2"].image)).mode == "RGB"
+    assert dataset.metadata["converted_from"].to_pylist() == ["16-bit grey", "CMYK", "", ""]
+    steps = dataset.manifest["counts"]["steps"]
+    assert steps["images converted from CMYK"] == steps["images converted from 16-bit grey"] == 1
     assert records["F8"].image == picture(9)  # the JPEG before TIFF and thumbnail
     assert drops(dataset) == {
         "too many pixels": 1,
