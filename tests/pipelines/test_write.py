@@ -287,7 +287,7 @@ def test_small_jpeg_keeps_its_bytes():
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 def test_what_comes_after_a_jpeg_is_not_kept(options):
-    """Megabytes of zeros, or a second picture; a thumbnail in the first one's EXIF is not its end."""
+    """Zeros, or a second picture; a thumbnail in the first one's EXIF is not its end."""
     exif = Image.Exif()
     exif[0x010E] = "\xff\xd9" + encode(gradient(8, 8), "JPEG").decode("latin-1")
     data = encode(gradient(20, 30), "JPEG", exif=exif, **options)
