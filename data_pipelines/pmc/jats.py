@@ -297,10 +297,13 @@ def _cite(article, figures: list[Figure]) -> list[str]:
 def _add_citations(
     text: str, mentions: list[Mention], by_id: dict[str, Figure], paragraph: int
 ) -> None:
+    spans = list(sentence_spans(text))
     starts = [mention.start for mention in mentions]  # ascending
-    for start, end in sentence_spans(text):
+    # what stands between two sentences, a link without text, is of the first
+    cuts = [0, *(bisect_left(starts, start) for start, _ in spans[1:]), len(mentions)]
+    for (start, end), first, stop in zip(spans, cuts, cuts[1:], strict=False):
         panels: dict[str, list[str] | None] = {}
-        for mention in mentions[bisect_left(starts, start) : bisect_left(starts, end)]:
+        for mention in mentions[first:stop]:
             known = panels.setdefault(mention.figure_id, [])
             if known is None or not mention.panels:
                 panels[mention.figure_id] = None  # the whole figure

@@ -1,4 +1,4 @@
-"""JATS to figures: text as a reader would copy it, figures wherever they hide, who cites what."""
+"""JATS to figures: text as a reader would copy it, figures wherever they hide, licences."""
 
 import csv
 import json
@@ -8,12 +8,7 @@ import pytest
 
 from data_pipelines.pmc.jats import OWN_TERMS, XmlError, parse_article
 from data_pipelines.pmc.licence import licence_group, licence_name
-from data_pipelines.pmc.mentions import find_mentions, label_key
-from tests.pipelines.linear import is_linear
 from tests.pipelines.pmc.articles import article, fig
-
-BY_LABEL = {str(n): f"F{n}" for n in range(1, 9)} | {f"S{n}": f"S{n}" for n in (1, 2, 3)}
-BY_LABEL |= {"sup:3": "SUP3"}
 
 
 def caption_of(caption: str) -> str:
@@ -43,6 +38,12 @@ def test_an_article():
             "<p>One<list><list-item><label>1</label><p>two</p></list-item><list-item><p>three"
             "<list><list-item><p>four</p></list-item></list></p></list-item></list></p>",
             "One 1 two three four",
+        ),
+        (
+            "<p>Mice.<list list-type='alpha-lower'><list-item><p>CT.</p></list-item><list-item>"
+            "<p>MRI.<list list-type='roman-upper'><list-item><p>T1.</p></list-item></list></p>"
+            "</list-item><list-item><label>x</label><p>PET.</p></list-item></list></p>",
+            "Mice. (a) CT. (b) MRI. (I) T1. x PET.",
         ),
         (
             "<p>If <inline-formula><alternatives><tex-math>\\documentclass{x}\\begin{document}$$y$$"
@@ -123,81 +124,6 @@ def test_a_group_with_an_image_of_its_own_is_a_figure(image, graphics):
         ("G", "C", graphics),
         ("A", "C a", []),
     ]
-
-
-@pytest.mark.parametrize(
-    "text, found",
-    [
-        ("see Figs. 2–4 here", "F2 F3 F4"),
-        ("Figure 3A, B shows", "F3:AB"),
-        ("Figure 3A and B, and Fig. 5", "F3:AB F5"),
-        ("Figs 1, 2, and 4-6", "F1 F2 F4 F5 F6"),
-        ("Figure 2, 20 patients", "F2"),
-        ("Figure 2B, a patient", "F2:B"),
-        ("Fig. 3 (a, b), Fig. 3(a-c) and 4(d)", "F3:AB F3:ABC F4:D"),
-        ("Fig 2B–2F", "F2:B F2:CDEF"),
-        ("Figs. 2–4A", "F2 F3 F4:A"),
-        ("Figure 7, panels A and B", "F7:AB"),
-        ("Fig. S1-S3 and Supplementary Fig. 3", "S1 S2 S3 SUP3"),
-        ("Figure 3 in Smith et al. and Fig. 12", ""),
-        ("FIGURE 4. I configure 3 figures", "F4"),
-    ],
-)
-def test_mentions_of_labels(text, found):
-    mentions = find_mentions(text, [], BY_LABEL)
-    assert (
-        " ".join(m.figure_id + ":" * bool(m.panels) + "".join(m.panels) for m in mentions) == found
-    )
-
-
-@pytest.mark.parametrize(
-    "sentence", ["See Fig. 1. ", '<xref ref-type="fig" rid="F1">Fig. 1</xref>. ', "Figs. 1, "]
-)
-def test_long_paragraphs_take_linear_time(sentence):
-    """Each sentence was compared with each mention, and each mention with each link."""
-    figure = fig(1, "<p>a</p>")
-    assert is_linear(parse_article, lambda n: article(f"<p>{sentence * n}</p>{figure}"), 800)
-
-
-def test_labels():
-    labels = [
-        "Figure 2.",
-        "FIG. 3",
-        "Supplementary Figure 1",
-        "Fig S4",
-        "Scheme 1",
-        "Figure 1—figure supplement 2",
-    ]
-    assert [label_key(label) for label in labels] == ["2", "3", "sup:1", "S4", "", ""]
-
-
-def test_citations_follow_links_before_words():
-    link = '<xref ref-type="fig" rid="{0}">{1}</xref>'.format
-    body = f"""<p>In Figs. {link("F1", "1")}–{link("F3", "3")} mice (b; {link("F2", "2B")}) run.
-    They stop ({link("F9", "Figure 1")}). See e.g. Fig. 2.</p>
-    <p>{link("F1 F2", "Here")}.<fig id="F9"><label>Figure 9</label><caption><p>As in Figure 1.</p>
-    </caption></fig></p><table-wrap><table><tr><td><p>Fig. 3</p></td></tr></table></table-wrap>"""
-    parsed = parse_article(article(body + "".join(fig(n, "<p>x</p>") for n in (1, 2, 3))))
-    cited = {
-        f.figure_id: [(c.paragraph, c.sentence, c.panels) for c in f.citations]
-        for f in parsed.figures
-    }
-    run = "In Figs. 1–3 mice (b; 2B) run."
-    assert cited == {
-        "F9": [(0, "They stop (Figure 1).", ())],  # the article says that it is F9
-        "F1": [(0, run, ()), (1, "Here.", ())],
-        "F2": [(0, run, ()), (0, "See e.g. Fig. 2.", ()), (1, "Here.", ())],
-        "F3": [(0, run, ())],
-    }
-    assert len(parsed.paragraphs) == 2
-
-
-def test_characters_that_mark_links_may_stand_in_the_text():
-    """Noncharacters U+FDD0 to U+FDD2, with a number, as if there were a tenth link."""
-    text = '<p>\ufdd09\ufdd1x\ufdd2 \ufdd0 <xref ref-type="fig" rid="F1">Fig. 1</xref> shows.</p>'
-    parsed = parse_article(article(text + fig(1, "<p>A</p>")))
-    (citation,) = parsed.figures[0].citations
-    assert citation.sentence.endswith("Fig. 1 shows.")
 
 
 @pytest.mark.parametrize(
