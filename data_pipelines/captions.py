@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.caption_markers import Marker, find_markers, in_series
 from data_pipelines.panel_labels import Reader, read_labels
-from data_pipelines.panels import Panel, find_panels
+from data_pipelines.panels import Detector, Panel, find_panels
 from jaxclip.data.text import sentence_spans
 
 # Share of panels.csv whose label is what reading order says: experiments/benchmarks/captions.py
@@ -172,18 +172,22 @@ def _tidy(text: str) -> str:
 
 
 def panels_of_caption(
-    pixels_HW3: np.ndarray, split: SplitCaption, reader: Reader | None = None
+    pixels_HW3: np.ndarray,
+    split: SplitCaption,
+    reader: Reader | None = None,
+    detector: Detector = find_panels,
 ) -> list[Panel]:
     """The panels of a figure, looked for with what its caption says of them.
 
     Args:
       pixels_HW3: uint8, RGB.
       reader: reads the letters printed in the figure; None: they are not read.
+      detector: finds the panels; a learned one goes here.
     """
     labels = [label for labels, _ in split.parts for label in labels]
     letters = read_labels(pixels_HW3, labels, reader) if reader else []
     is_quartered = any(label.split()[1:] for label in labels)  # "top left": there are four
-    return find_panels(pixels_HW3, max(4, len(labels)) if is_quartered else len(labels), letters)
+    return detector(pixels_HW3, max(4, len(labels)) if is_quartered else len(labels), letters)
 
 
 def align(panels: Sequence[Panel], split: SplitCaption) -> list[Alignment]:

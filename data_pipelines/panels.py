@@ -34,8 +34,9 @@ class Panel:
     score: float = 1.0  # 0 to 1: how sure the cut is
 
 
-# What a learned detector has to be: pixels uint8 [H, W, 3], num_labels, letters -> panels, in
-# reading order.
+# What a learned detector has to be, to be given to build_pmc or panels_of_caption instead of
+# find_panels: pixels uint8 [H, W, 3], num_labels, letters -> panels, in reading order. For
+# build_pmc it is a module's function, which workers import.
 Detector = Callable[[np.ndarray, int, Sequence[Letter]], list[Panel]]
 
 

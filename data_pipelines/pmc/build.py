@@ -1,5 +1,6 @@
 """The dataset of a folder of articles: batches of them, each its own shard. See __main__.py."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -12,8 +13,11 @@ import pyarrow as pa
 from data_pipelines.card import write_card
 from data_pipelines.duplicates import duplicate_columns
 from data_pipelines.panel_labels import rapidocr_reader
-from data_pipelines.pmc.articles import Folder, list_inputs, open_articles
-from data_pipelines.pmc.context import ContextOptions
+from data_pipelines.panels import Detector, find_panels
+from data_pipelines.pmc.articles import Folder, Source, list_inputs, open_articles
+from data_pipelines.pmc.context import ContextOptions, ask_ahead
+from data_pipelines.pmc.jats import Article, XmlError, parse_article
+from data_pipelines.pmc.licence import licence_group
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.pmc.records import Item, article_items
 from data_pipelines.remote import exists, upload
@@ -25,12 +29,19 @@ from jaxclip.data.record import Dataset, Drop
 from jaxclip.data.subset import open_dataset
 
 
-def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] = ()) -> Dataset:
+def build_pmc(
+    options: PmcOptions,
+    context: ContextOptions,
+    beam: Sequence[str] = (),
+    detector: Detector = find_panels,
+) -> Dataset:
     """Builds the dataset of a folder of articles, with its card.
 
     Articles or images that came or went since make it another dataset; that a file changed under
     its name is not noticed.
 
+    Args:
+      detector: of the panels, a module's function; the manifest has its name.
     Raises:
       ValueError, FileNotFoundError: an option, or what build_dataset raises.
     """
@@ -51,12 +62,14 @@ def build_pmc(options: PmcOptions, context: ContextOptions, beam: Sequence[str] 
         step = options.articles_per_shard or min(max(8, -(-len(names) // 16)), 256)
         return [range(i, min(i + step, len(names))) for i in range(0, len(names), step)]
 
+    made_by = _made_by(options, context) | {"files": {"count": len(names), "sha256": listing}}
+    made_by["detector"] = f"{detector.__module__}.{detector.__qualname__}"
     cache = context.summary_cache or options.out.rstrip("/") + ".summaries"
     dataset = build_dataset(
         options.out,
         jobs=jobs,
-        make_items=functools.partial(_make_items, root, staged, options, context, cache),
-        made_by=_made_by(options, context) | {"files": {"count": len(names), "sha256": listing}},
+        make_items=functools.partial(_make_items, root, staged, options, context, cache, detector),
+        made_by=made_by,
         workers=options.workers,
         beam=beam,
         tokenizer_vocab=options.tokenizer_vocab,
@@ -95,23 +108,49 @@ def _add_columns(options: PmcOptions) -> Callable[..., pa.Table] | None:
 
 
 def _make_items(
-    root: str, staged: str, options: PmcOptions, context: ContextOptions, cache: str, rows: range
+    root: str,
+    staged: str,
+    options: PmcOptions,
+    context: ContextOptions,
+    cache: str,
+    detector: Detector,
+    rows: range,
 ) -> Iterator[Item]:
-    items = _items(root, staged, options, context, cache, rows)
+    files = [row["file"] for _, row in read_rows(staged, rows, ["file"])]
+    if context.summary == "model":
+        ask_ahead(context, cache, _articles(root, files, options))
+    items = _items(root, files, options, context, cache, detector)
     return add_similarity(items, clip_score(options.similarity)) if options.similarity else items
 
 
 def _items(
-    root: str, staged: str, options: PmcOptions, context: ContextOptions, cache: str, rows: range
+    root: str,
+    files: list[str],
+    options: PmcOptions,
+    context: ContextOptions,
+    cache: str,
+    detector: Detector,
 ) -> Iterator[Item]:
     folder = Folder(root)
-    for _, row in read_rows(staged, rows, ["file"]):
+    for file in files:
         try:
-            for source in open_articles(folder, row["file"]):
+            for source in open_articles(folder, file):
                 if isinstance(source, Drop):
                     yield source
                 else:
-                    yield from article_items(options, context, cache, source)
+                    yield from article_items(options, context, cache, source, detector)
         except Exception as error:
-            error.add_note(row["file"])
+            error.add_note(file)
             raise
+
+
+def _articles(root: str, files: list[str], options: PmcOptions) -> Iterator[Article]:
+    """Those of a job that have a figure with a licence that is wanted."""
+    folder = Folder(root)
+    for file in files:
+        for source in open_articles(folder, file):
+            with contextlib.suppress(XmlError):  # counted when its figures are
+                if isinstance(source, Source):
+                    article = parse_article(source.xml)
+                    if any(licence_group(f.licence) in options.licences for f in article.figures):
+                        yield article

@@ -21,7 +21,6 @@ checksum are right. What could not be had is in FOLDER/failed.jsonl, with the re
 """
 
 import collections
-import concurrent.futures
 import csv
 import dataclasses
 import gzip
@@ -35,7 +34,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import fsspec
 import tqdm
@@ -43,6 +42,7 @@ import tqdm
 from data_pipelines.options import option, run
 from data_pipelines.pmc.articles import IMAGE_SUFFIXES
 from data_pipelines.pmc.licence import GROUPS, licence_group
+from data_pipelines.pmc.threads import in_threads
 from jaxclip.data.record import Drop, write_atomically
 
 FILE_COLUMNS = ("File", "Article File", "Key")
@@ -119,12 +119,12 @@ def fetch(options: FetchOptions) -> dict[str, int]:
     """
     options.validate()
     os.makedirs(options.out, exist_ok=True)
-    wanted = read_list(options.list)
+    wanted = itertools.islice(read_list(options.list), options.most or None)
     fetcher = Fetcher(options)
     counts: collections.Counter = collections.Counter()
     failed = os.path.join(options.out, "failed.jsonl")
     with open(failed + ".tmp", "w", encoding="utf-8") as log, tqdm.tqdm(unit=" articles") as bar:
-        for drop in _in_threads(fetcher.get, wanted, options.threads, options.most):
+        for drop in in_threads(fetcher.get, wanted, options.threads):
             counts[drop.reason] += 1
             if drop.reason not in ("fetched", "there already", "licence", "retracted"):
                 log.write(json.dumps(dataclasses.asdict(drop)) + "\n")
@@ -133,19 +133,6 @@ def fetch(options: FetchOptions) -> dict[str, int]:
     os.replace(failed + ".tmp", failed)
     print(", ".join(f"{reason} {count:,}" for reason, count in counts.most_common()))
     return dict(counts)
-
-
-def _in_threads(call, items: Iterable, threads: int, most: int) -> Iterator:
-    """call(item) of each, as they finish; never more waiting than a few a thread."""
-    items = itertools.islice(items, most or None)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        running = {pool.submit(call, item) for item in itertools.islice(items, 4 * threads)}
-        while running:
-            done, running = concurrent.futures.wait(
-                running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            running |= {pool.submit(call, item) for item in itertools.islice(items, len(done))}
-            yield from (future.result() for future in done)
 
 
 def read_list(path: str) -> Iterator[Wanted]:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -166,11 +167,16 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
-    """Writes a small file whole or not at all, also where two processes do so at once."""
+    """Writes a small file whole or not at all, also where two threads do so at once."""
     path = epath.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = epath.Path(temporary_name(path))
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     temporary.replace(path)
+
+
+def temporary_name(path: epath.PathLike) -> str:
+    """Beside `path`, and of this call only: several threads may be writing the same file."""
+    return f"{os.fspath(path)}.{uuid.uuid4().int}.tmp"
 
 
 def local_path(path: epath.PathLike) -> epath.Path:

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.panels import Panel
+from data_pipelines.pmc.build import build_pmc
+from data_pipelines.pmc.context import ContextOptions
+from data_pipelines.pmc.options import PmcOptions
 from jaxclip.data.image import decode_image
 from tests.pipelines.pmc.articles import article, build, drops, fig, picture
 
@@ -64,6 +68,22 @@ def test_a_whole_figure_has_the_whole_caption(folder, tmp_path):
     row = dataset.metadata.to_pylist()[0]
     assert (row["alignment_type"], row["panel_label"]) == ("compound-figure", "")
     assert (row["panel_box"], row["num_panels"]) == ([0, 0, 350, 140], 2)
+
+
+def thirds(pixels_HW3, num_labels, letters):
+    """As a learned detector would be given."""
+    assert (num_labels, letters) == (2, [])
+    cuts = np.linspace(0, pixels_HW3.shape[1], 4).astype(int).tolist()
+    return [Panel((a, 0, b, pixels_HW3.shape[0])) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def test_another_detector_takes_the_place_of_ours(folder, tmp_path):
+    options = {"workers": 1, "tokenizer_vocab": 0}
+    options = PmcOptions(input=str(folder), out=str(tmp_path / "ds"), **options)
+    dataset = build_pmc(options, ContextOptions(), detector=thirds)
+    boxes = dataset.metadata["panel_box"].to_pylist()
+    assert boxes == [[0, 0, 116, 140], [116, 0, 233, 140], [233, 0, 350, 140]]
+    assert dataset.manifest["made_by"]["detector"] == f"{__name__}.thirds"
 
 
 def test_short_captions_are_dropped(folder, tmp_path):
