@@ -174,8 +174,8 @@ def test_figures_boxed_by_hand():
     alone, _ = benchmark.measure(benchmark.real(SHARED))
     find = benchmark.as_the_pipeline(SHARED, None)
     with_captions, _ = benchmark.measure(benchmark.real(SHARED), find)
-    assert alone["all"].f1 >= 0.70  # measured 0.745
-    assert with_captions["all"].f1 >= 0.82  # measured 0.856
+    assert alone["all"].f1 >= 0.74  # measured 0.745
+    assert with_captions["all"].f1 >= 0.85  # measured 0.856
 
 
 # --- Letters in the figure ---------------------------------------------------------------------

@@ -4,12 +4,15 @@ import io
 import lzma
 import os
 import tarfile
+from collections import Counter
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from lxml import etree
 
 from data_pipelines.pmc import articles as sources
-from data_pipelines.pmc.articles import Folder, open_articles
+from data_pipelines.pmc.articles import Folder, list_inputs, open_articles
+from data_pipelines.pmc.jats import parse_article
 from tests.pipelines.pmc.articles import article, build, drops, fig, picture
 
 # --- Packages ----------------------------------------------------------------------------------
@@ -196,3 +199,27 @@ def test_a_directory_is_listed_once_a_job(tmp_path, monkeypatch):
         (source,) = open_articles(folder, f"PMC{number}.xml")
         assert source.find_image(["f1"]) == "f1.jpg"
     assert listed == [""]
+
+
+# --- Real articles -----------------------------------------------------------------------------
+
+
+def test_every_image_that_real_articles_name_is_found_or_counted(shared_data):
+    """What a build does before it decodes. The sum is that of images in lxml's <fig> elements, one
+    for a figure without any; what is found is figures.jsonl."""
+    folder, counts, elements = Folder(os.fspath(shared_data / "pmc_articles")), Counter(), 0
+    _, names, _ = list_inputs(folder.root)
+    for name in names:
+        (source,) = open_articles(folder, name)
+        figures = etree.fromstring(source.xml, etree.XMLParser(recover=True)).iter("fig")
+        images = ".//graphic[not(parent::alternatives)] | .//alternatives[graphic]"
+        elements += sum(max(1, len(figure.xpath(images))) for figure in figures)
+        for figure in parse_article(source.xml).figures:
+            if not figure.caption:
+                counts["empty caption"] += 1
+                continue
+            for graphic in figure.graphics or [[]]:
+                counts["found" if source.find_image(graphic) else "missing"] += 1
+    assert counts == {"found": 1118, "missing": 110, "empty caption": 5}
+    lines = (shared_data / "pmc_articles/figures.jsonl").read_text().splitlines()
+    assert (sum(counts.values()), len(lines)) == (elements, counts["found"])
