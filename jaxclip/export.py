@@ -97,17 +97,17 @@ def write_folder(
     model, inputs, notes = family.model, family.inputs, []
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_of(params).items()}
     files: dict[str, Any] = {}
+    has_bias = bool(model.init_logit_bias or leaves["logit_bias"])
     if to == "hf":
         files = huggingface_files(model, family.image, inputs)
         rules = huggingface.rules(model)
     elif to == "openclip":
         is_clip_bpe = tokenizer.kind == "clip" if tokenizer else inputs.vocab_size == 49_408
-        has_bias = bool(model.init_logit_bias or leaves["logit_bias"])
         files = openclip_files(model, family.image, inputs, is_clip_bpe, bert, has_bias)
         rules = openclip.rules(model, text_prefix=openclip_text_prefix(model), has_bias=has_bias)
     else:
         check_big_vision(model)
-        rules = big_vision.rules(model)
+        rules = big_vision.rules(model, has_bias=has_bias)
     if not any("logit_bias" in rule.ours for rule in rules):
         bias = float(leaves.pop("logit_bias"))
         notes += [f"logit_bias ({bias}) has no place in this format"] if bias else []

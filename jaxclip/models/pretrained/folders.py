@@ -65,6 +65,7 @@ def huggingface_files(
         "image.patch_bias": (not is_clip,),
         "image.pre_norm": (is_clip,),
         "image_projection": (is_clip,),
+        "image_projection_bias": (False,),
         "text.is_causal": (is_clip,),
         "text.pool": ("eot",) if is_clip else ("last",),
         "text.mask_padding": (False,),
@@ -238,11 +239,12 @@ def _openclip_text(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
 
 def _openclip_vision(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
     tower = model.image
+    _require("openclip", model, {"image_projection_bias": (False,)})
     if isinstance(tower, ResNetConfig):
-        _require("openclip", model, {"image_projection": (True,), "image.norm": ("frozen_batch",),
-                                     "image.num_heads": (tower.width // 64,)})  # fmt: skip
+        _require("openclip", model, {"image_projection": (True,), "image.norm": ("frozen_batch",)})
         return {"image_size": inputs.image_size, "layers": list(tower.stages),
-                "width": tower.stem_width, "patch_size": None}  # fmt: skip
+                "width": tower.stem_width, "head_width": tower.width // tower.num_heads,
+                "patch_size": None}  # fmt: skip
     _require("openclip", model, {"image.naflex": (False,)})
     t = tower.transformer
     if tower.pre_norm:
@@ -283,7 +285,8 @@ def check_big_vision(model: ClipConfig) -> None:
     """Raises NotRepresentable for what models/vit.py and text_transformer.py cannot be."""
     _require_class("big_vision", model, (ViTConfig,), (TextConfig,))
     _require("big_vision", model, {
-        "image.pre_norm": (False,), "image.patch_bias": (True,), "image_projection": (False,),
+        "image.pre_norm": (False,), "image.patch_bias": (True,),
+        "image_projection_bias": (model.image_projection,),
         "image.transformer.norm_epsilon": (1e-6,), "image.transformer.activation": ("gelu_tanh",),
         "text.transformer.norm_epsilon": (1e-6,), "text.transformer.activation": ("gelu_tanh",),
         "text.is_causal": (False,), "text.pool": ("last",), "text.mask_padding": (False,),
