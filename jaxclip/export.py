@@ -24,6 +24,7 @@ from absl import flags
 
 from jaxclip import command
 from jaxclip.data.text import Tokenizer, load_tokenizer
+from jaxclip.inference import precise
 from jaxclip.model_card import model_card
 from jaxclip.models import clip
 from jaxclip.models.pretrained import (
@@ -202,7 +203,7 @@ def embed_examples(
 ) -> list[np.ndarray]:
     """Embeddings of example_batch, in float32."""
     model = dataclasses.replace(model, dtype="float32")
-    embed = jax.jit(lambda params, batch: clip.apply(model, inputs, params, batch))
+    embed = jax.jit(precise(clip.apply, model, inputs))
     return [np.asarray(x) for x in embed(params, example_batch(model, inputs))]
 
 

@@ -153,18 +153,22 @@ def _check_pixels(height: int, width: int) -> None:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-        _check_pixels(image.height, image.width)
-        if image.mode == "F":
-            raise ImageError("floating-point pixels", "no range to map to 0..255")
-        if image.mode.startswith("I"):  # I;16, I;16B; I is 32 bits
-            grey_HW = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-            return np.repeat((grey_HW >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-        if image.mode in ("P", "PA", "LA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-        if image.mode == "RGBA":
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return np.asarray(image.convert("RGB"))
+        return pillow_pixels(image)
+
+
+def pillow_pixels(image: Image.Image) -> np.ndarray:
+    """decode_image for a Pillow image, opened or in memory. Raises ImageError."""
+    _check_pixels(image.height, image.width)
+    if image.mode == "F":
+        raise ImageError("floating-point pixels", "no range to map to 0..255")
+    if image.mode.startswith("I"):  # I;16, I;16B; I is 32 bits
+        grey_HW = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return np.repeat((grey_HW >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode in ("P", "PA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def resize(pixels_HW3: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
@@ -217,17 +221,14 @@ def eval_image(data: bytes, config: ImageConfig) -> np.ndarray:
 
 def eval_pixels(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:
     """eval_image for an image that is decoded, and at its full size."""
-    if config.naflex_patch_size:
-        height, width = target_size(pixels_HW3.shape[0], pixels_HW3.shape[1], config)
-        return resize(pixels_HW3, height, width, config.interpolation)
-    if config.resize == "center_crop" and config.interpolation.startswith("pillow"):
-        return _torchvision_center_crop(pixels_HW3, config)
-    if config.resize == "center_crop":
-        height, width = pixels_HW3.shape[:2]
+    height, width = pixels_HW3.shape[:2]
+    if config.resize == "center_crop" and not config.naflex_patch_size:
+        if config.interpolation.startswith("pillow"):
+            return _torchvision_center_crop(pixels_HW3, config)
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         pixels_HW3 = pixels_HW3[top : top + side, left : left + side]
-    return resize(pixels_HW3, config.size, config.size, config.interpolation)
+    return resize(pixels_HW3, *target_size(height, width, config), config.interpolation)
 
 
 def target_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:

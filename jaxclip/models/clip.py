@@ -39,7 +39,8 @@ class ClipConfig:
     text_projection: str = "linear"  # TEXT_PROJECTIONS; mlp: two matrices (BiomedCLIP)
     image_projection_bias: bool = False  # big_vision's has one, and so has a ResNet's, always
     projection_bias: bool = False  # of the text's linear one; SigLIP has one
-    dtype: str = "bfloat16"  # DTYPES: of the towers' matrix products; parameters stay float32
+    dtype: str = "bfloat16"  # DTYPES: of the towers' matrix products; parameters stay float32. GPUs
+    # and TPUs round the factors of float32 products, too, while training; jaxclip.load does not
     init_temperature: float = 0.07  # logits are divided by it; SigLIP 0.1
     init_logit_bias: float = 0.0  # SigLIP -10; only the sigmoid loss has one
 
