@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxclip.data.image import ImageConfig
 from jaxclip.models.clip import ClipConfig
-from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.layers import ACTIVATIONS, TransformerConfig
 from jaxclip.models.pretrained.family import (
     CLIP_IMAGE,
     SIGLIP_IMAGE,
@@ -105,6 +105,9 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
     towers = ("image", "text") if "logit_scale" in weights or start or text else ("image",)
     quick_gelu, assumed = _quick_gelu(weights, config, file_name)
     fields, size, unsure = _describe_image(weights, vision, quick_gelu)
+    if ours := file.get("jaxclip"):  # of what we exported: what its config has no field for
+        activation_of = {name: name for name in ACTIVATIONS}
+        fields["image"].transformer.activation = lookup(ours, "image_activation", "", activation_of)
     is_siglip = getattr(fields["image"], "pool", "") == "map"
     image = _preprocessing(CLIP_IMAGE if fields["image_projection"] else SIGLIP_IMAGE, preprocess)
     family: dict[str, Any] = {"image": dataclasses.replace(image, size=size)}
