@@ -215,3 +215,48 @@ def test_pixels_beyond_the_last_whole_patch_are_told(tmp_path):
     fixture["files"]["config.json"]["vision_config"]["image_size"] = 37
     family = open_checkpoint(str(write_folder(tmp_path / "siglip", fixture)))
     assert family.image.size == 32 and "transformers resizes to 37" in family.assumed[0]
+
+
+def with_preprocessor(tmp_path, **values):
+    fixture = read_fixture("hf_clip_gelu")
+    before = fixture["files"].get("preprocessor_config.json", {})
+    fixture["files"]["preprocessor_config.json"] = before | values
+    return open_checkpoint(str(write_folder(tmp_path / "clip", fixture))).image
+
+
+def test_what_a_preprocessor_leaves_out_is_left_out_here(tmp_path):
+    """(x * factor - mean) / std, of x in 0..255, each step if it is done."""
+    x = np.array([[0.0, 51, 255]])
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+    def normalised(**values):
+        image = with_preprocessor(tmp_path, image_mean=mean, image_std=std, **values)
+        return (x / 255 - image.mean) / image.std
+
+    for values, expected in (
+        ({}, (x / 255 - mean) / std),
+        ({"do_normalize": False}, x / 255),
+        ({"do_rescale": False}, (x - mean) / std),
+        ({"do_rescale": False, "do_normalize": False}, x),
+        ({"rescale_factor": 1 / 127.5}, (x / 127.5 - mean) / std),
+    ):
+        np.testing.assert_allclose(normalised(**values), expected, rtol=1e-6, err_msg=str(values))
+    assert with_preprocessor(tmp_path, image_mean=mean).mean == mean  # and no rounding by the way
+
+
+def test_sizes_of_a_preprocessor(tmp_path):
+    plain = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+    image = with_preprocessor(tmp_path, **plain, size={"shortest_edge": 32})
+    assert image.resize == "center_crop" and image.size == 32
+    # until 2022: numbers, of the short side where there is a crop
+    image = with_preprocessor(tmp_path, size=32, crop_size=32, do_center_crop=True)
+    assert image.resize == "center_crop"
+    assert with_preprocessor(tmp_path, size=32).resize == "squash"
+    both = {"height": 32, "width": 32}
+    assert with_preprocessor(tmp_path, size=both).resize == "squash"
+    assert with_preprocessor(tmp_path, **plain, size=both).resize == "squash"
+    said = r"size \(48\) of preprocessor_config.json must be crop_size \(32\)"
+    with pytest.raises(ValueError, match=said):
+        with_preprocessor(tmp_path, **plain, size={"shortest_edge": 48})
+    with pytest.raises(ValueError, match=r"do_resize \(False\)"):
+        with_preprocessor(tmp_path, do_resize=False)
