@@ -1,14 +1,22 @@
 """A file that is not all of what its config describes is told, and so is what is assumed."""
 
 import functools
+import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import jaxclip
-from jaxclip.models.pretrained import FORMATS, load_params, open_checkpoint, param_shapes
+from jaxclip.models.pretrained import (
+    FORMATS,
+    load_params,
+    open_checkpoint,
+    openclip,
+    param_shapes,
+)
 from jaxclip.models.pretrained.files import Tensor, Weights, open_weights
 from jaxclip.models.pretrained.table import match
 from tests.models.pretrained.fixtures import (
@@ -181,7 +189,56 @@ def test_what_was_assumed_or_left_out_is_said_on_loading(tmp_path, caplog):
     assert model.report.unused == ["more"]
 
 
+# Of OpenCLIP's model configs, as width / head_width and as heads.
+@pytest.mark.parametrize(
+    ("name", "image", "text"),
+    [
+        ("ViT-S-16", (384, 6), (384, 6)),
+        ("ViT-B-16", (768, 12), (512, 8)),
+        ("ViT-L-14", (1024, 16), (768, 12)),
+        ("ViT-H-14", (1280, 16), (1024, 16)),  # 80 a head
+        ("ViT-g-14", (1408, 16), (1024, 16)),
+        ("ViT-bigG-14", (1664, 16), (1280, 20)),
+    ],
+)
+def test_heads_of_a_file_without_config(name, image, text):
+    """Their number is in no shape."""
+    (D, image_heads), (W, text_heads) = image, text
+    block = "transformer.resblocks.0.mlp.c_fc.weight"
+    shapes = {
+        "visual.conv1.weight": (D, 3, 14, 14), "visual.positional_embedding": (257, D),
+        "visual.proj": (D, 64), f"visual.{block}": (4 * D, D), "logit_scale": (),
+        "positional_embedding": (77, W), "token_embedding.weight": (99, W),
+        "text_projection": (W, 64), block: (4 * W, W),
+    }  # fmt: skip
+    model = openclip.describe(Weights({k: Tensor(s, dict) for k, s in shapes.items()}), None).model
+    assert model.image.transformer.num_heads == image_heads
+    assert model.text.transformer.num_heads == text_heads
+    if importlib.util.find_spec("open_clip"):
+        import open_clip
+
+        said = open_clip.get_model_config(name)
+        assert D // said["vision_cfg"].get("head_width", 64) == image_heads
+        assert (said["text_cfg"]["width"], said["text_cfg"]["heads"]) == text
+
+
 # --- One tower
+
+
+def test_a_vit_of_timm_alone(tmp_path):
+    """Saved by timm itself: the names of its trunk, and nothing else."""
+    fixture = read_fixture("openclip_biomedclip")
+    whole = load_params(open_checkpoint(str(write_folder(tmp_path / "whole", fixture))))[0]
+    start = "visual.trunk."
+    trunk = {k.removeprefix(start): x for k, x in tensors_of(fixture).items() if start in k}
+    trunk["head.weight"] = np.zeros((9, 128), np.float32)  # of its classes
+    safetensors.numpy.save_file(trunk, tmp_path / "model.safetensors")
+    family = open_checkpoint(str(tmp_path / "model.safetensors"))
+    assert family.towers == ("image",) and not family.model.image_projection
+    params, report = load_params(family)
+    assert report.unused == [f"{start}head.weight"]
+    del whole["image"]["projection"]
+    jax.tree.map(np.testing.assert_array_equal, params["image"], whole["image"])
 
 
 @pytest.mark.parametrize(
