@@ -124,8 +124,8 @@ def open_weights(path: Path) -> Weights:
     """
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
-        parts = {start: next(path.glob(name), None) for name, start in PMC_CLIP.items()}
-        if not found and all(parts.values()):
+        parts = {start: file for name, start in PMC_CLIP.items() for file in path.glob(name)}
+        if not found and len(parts) == len(PMC_CLIP):
             return _open_pmc_clip(parts)
         if not found:
             found = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]
