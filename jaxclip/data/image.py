@@ -123,17 +123,14 @@ def eval_image(data: bytes, config: ImageConfig) -> np.ndarray:
 
 def eval_pixels(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:
     """eval_image for an image that is decoded, and at its full size."""
-    if config.naflex_patch_size:
-        height, width = target_size(pixels_HW3.shape[0], pixels_HW3.shape[1], config)
-        return resize(pixels_HW3, height, width, config.interpolation)
-    if config.resize == "center_crop" and config.interpolation.startswith("pillow"):
-        return _torchvision_center_crop(pixels_HW3, config)
-    if config.resize == "center_crop":
-        height, width = pixels_HW3.shape[:2]
+    height, width = pixels_HW3.shape[:2]
+    if config.resize == "center_crop" and not config.naflex_patch_size:
+        if config.interpolation.startswith("pillow"):
+            return _torchvision_center_crop(pixels_HW3, config)
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         pixels_HW3 = pixels_HW3[top : top + side, left : left + side]
-    return resize(pixels_HW3, config.size, config.size, config.interpolation)
+    return resize(pixels_HW3, *target_size(height, width, config), config.interpolation)
 
 
 def target_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
