@@ -19,7 +19,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.conclusions import number
 from experiments.scaling import Analysis, Curve, ExchangeRate
-from experiments.tables import Ablation, Row
+from experiments.tables import Row
+from experiments.variants import Ablation
 from jaxclip.data.record import write_atomically
 
 INK = "#1d2530"
@@ -226,28 +227,41 @@ def _planted(axes: Axes, low: float, high: float, is_open: bool, colour: str) ->
 
 
 def ablations(found: Sequence[Ablation], metric: str) -> Figure:
-    """Each variant's difference from its base, with its interval."""
-    ordered = sorted(found, key=lambda a: a.value)
+    """Each variant's difference from its base, with its interval; a group of bars a source."""
+    places = sorted({a.place for a in found})
+    ordered = sorted(found, key=lambda a: (-places.index(a.place), a.value))  # the first on top
+    headed = len(places) > 1
+    y = np.arange(len(ordered)) + np.array([places[::-1].index(a.place) for a in ordered]) * headed
     with matplotlib.rc_context(STYLE):
-        height = 0.7 + 0.3 * len(ordered)
+        height = 0.7 + 0.3 * (y[-1] + 1 + headed)
         figure = Figure(figsize=(WIDTH, height))
         figure.subplots_adjust(left=0.28, right=0.78, top=1 - 0.08 / height, bottom=0.5 / height)
         axes = figure.add_subplot()
-        for y, a in enumerate(ordered):
-            colour = {"better": GOOD, "worse": BAD}.get(a.verdict, NEITHER)
-            axes.barh(y, a.value, color=colour, height=0.62, alpha=0.85)
-            axes.plot([a.low, a.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
-            end = max(a.high if math.isfinite(a.high) else a.value, 0)
-            axes.annotate(
-                f"{a.value:+.3f} {a.verdict}", (end, y), xytext=(5, 0), textcoords="offset points",
-                va="center", fontsize=8, annotation_clip=False,
-            )  # fmt: skip
+        for place, a in zip(y, ordered, strict=True):
+            _bar(axes, place, a)
         axes.axvline(0, color=INK, linewidth=0.6)
-        axes.set_yticks(range(len(ordered)), [_short(a.variant) for a in ordered])
-        axes.set(xlabel=f"{metric}: variant less base", ylim=(-0.6, len(ordered) - 0.4))
+        axes.set_yticks(y, [_short(a.variant) for a in ordered])
+        for name in places if headed else ():
+            top = max(at for at, a in zip(y, ordered, strict=True) if a.place == name) + 0.9
+            axes.annotate(
+                name, (0, top), xycoords=("axes fraction", "data"), xytext=(-4, 0), ha="right",
+                textcoords="offset points", va="center", weight="bold", annotation_clip=False,
+            )  # fmt: skip
+        axes.set(xlabel=f"{metric}: variant less base", ylim=(-0.6, y[-1] + 0.6 + headed))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _bar(axes: Axes, y: float, a: Ablation) -> None:
+    colour = {"better": GOOD, "worse": BAD}.get(a.verdict, NEITHER)
+    axes.barh(y, a.value, color=colour, height=0.62, alpha=0.85)
+    axes.plot([a.low, a.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
+    end = max(a.high if math.isfinite(a.high) else a.value, 0)
+    axes.annotate(
+        f"{a.value:+.3f} {a.verdict}", (end, y), xytext=(5, 0), textcoords="offset points",
+        va="center", fontsize=8, annotation_clip=False,
+    )  # fmt: skip
 
 
 def _short(name: str, most: int = 26) -> str:

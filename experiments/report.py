@@ -21,14 +21,13 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.options import option, run
-from experiments import conclusions, figures, fitting
+from experiments import conclusions, figures, fitting, variants
 from experiments.conclusions import number, rate_text
 from experiments.ensemble import REPLICATES
 from experiments.scaling import EXTRAPOLATE, Analysis, Exchange, analyse
 from experiments.tables import (
     Row,
     Study,
-    ablations,
     compare_sources,
     is_usable,
     largest_cell,
@@ -65,6 +64,8 @@ def write(
       FileNotFoundError, ValueError: see tables.read, tables.scores, scaling.analyse.
     """
     study = read(workdir)
+    if not study.done:
+        raise ValueError(f"{study.workdir / 'runs.parquet'} has no finished run. Finish the sweep.")
     metric = metric or study.about.get("metric") or _default_metric(study)
     reference = reference or study.about.get("reference") or ""
     analyses, notes = _analyses(study, metric, reference, replicates)
@@ -121,8 +122,6 @@ def _default_metric(study: Study) -> str:
 
 def _analyses(study: Study, metric: str, reference: str, replicates: int):
     """(the analysis of each set of runs that allows one, notes on those that do not)."""
-    if not study.done:
-        raise ValueError(f"{study.workdir / 'runs.parquet'} has no finished run. Finish the sweep.")
     analyses, notes = [], []
     for axes, runs in slices(study.done):
         sizes = {run["source"]: set() for run in runs}
@@ -161,12 +160,14 @@ def _context(
     by_modality = [
         (name, compare_sources(study, done, metric, reference, name)) for name in modalities(study)
     ] if at else []  # fmt: skip
+    ablated = variants.ablations(study, metric)
+    answers = [conclusions.answer(e) for e in main.exchanges] if main else []
     return {
         "study": study, "metric": metric, "main": main, "analyses": analyses,
         "reference": reference, "command": study.about.get("command") or [],
         "title": study.about.get("name") or study.workdir.name,
         "question": study.about.get("question") or "",
-        "answers": [conclusions.answer(e) for e in main.exchanges] if main else [],
+        "answers": [*answers, *variants.answer(ablated, metric)],
         "planted": _planted(main, truth),
         "truth": truth,
         "rates": {e.source: _spread(e) for e in main.exchanges} if main else {},
@@ -176,8 +177,15 @@ def _context(
         "held_out": _held_out(main) if main else [],
         "at": at[0] if at else None,
         "tasks": tasks, "by_modality": by_modality,
-        "ablations": ablations(study, metric),
-        "unresolved": [*(conclusions.unresolved(main, study) if main else []), *notes],
+        "ablations": ablated,
+        "caption_of_ablations": variants.CAPTION.format(len(ablated)),
+        "columns_of_ablations": [
+            name for name in ("place", "base") if any(getattr(a, name) for a in ablated)
+        ],
+        "unresolved": [
+            *(conclusions.unresolved(main, study) if main else []),
+            *variants.without_base(study), *notes,
+        ],
         "noise": _noise(main) if main else "",
         "runs": sorted(study.runs, key=_place),
         **_columns(study.runs),

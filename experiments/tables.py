@@ -29,7 +29,8 @@ RESULT_COLUMNS += ("higher_is_better",)
 ITEM_COLUMNS = ("run_id", "task", "metric", "item", "group", "value")
 # of a run, and no axis that it was varied along
 ABOUT = {"run_id", "design", "seed", "steps", "epochs", "contrastive_batch", "optimizer_batch"}
-ABOUT |= {"flops", "seconds", "overlap_share", "status", "config_hash", "data_hash", "command"}
+ABOUT |= {"flops", "seconds", "overlap_share", "status", "error", "config", "config_hash"}
+ABOUT |= {"data_hash", "command", "base"}
 PLACE = ("source", "unique_pairs", "samples_seen")
 DONE = "done"
 
@@ -69,6 +70,7 @@ def read(workdir: epath.PathLike) -> Study:
     about = json.loads(file.read_text()) if file.exists() else {}
     for run in runs:
         run["variant"] = run["variant"] or ""
+        run["base"] = run.get("base") or ""
     return Study(workdir=workdir, about=about, runs=runs, results=results)
 
 
@@ -136,7 +138,8 @@ def scores(study: Study, runs: Sequence[Row], metric: str, modality: str = "") -
     of_run = {row["run_id"]: row for row in study.results if metric_name(row) == metric}
     if not of_run:
         raise ValueError(
-            f"metric ({metric}) is not in the results. There are: {', '.join(study.metrics)}."
+            f"metric ({metric}) is not in the results. There are: "
+            f"{', '.join(study.metrics) or 'none: nothing was scored'}."
         )
     if missing := [run["run_id"] for run in runs if run["run_id"] not in of_run]:
         raise ValueError(
@@ -205,7 +208,7 @@ def modalities(study: Study) -> list[str]:
     return sorted(name for name in found if name)
 
 
-# --- Sources beside each other, and variants beside their base -----------------------------------
+# --- Sources beside each other -------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,65 +282,3 @@ def largest_cell(runs: Sequence[Row]) -> list[Row]:
     if not common:
         return []
     return [run for run in runs if (run["unique_pairs"], run["samples_seen"]) == max(common)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """A variant less its base, on one metric."""
-
-    variant: str
-    value: float
-    low: float
-    high: float
-    runs: int
-    higher_is_better: bool
-    also_differs: tuple[str, ...]  # "unique_pairs 80000 -> 61000"
-
-    @property
-    def verdict(self) -> str:
-        if self.low <= 0 <= self.high or math.isnan(self.low):
-            return "not distinguished"
-        return "better" if (self.value > 0) == self.higher_is_better else "worse"
-
-
-def ablations(study: Study, metric: str) -> list[Ablation]:
-    """Each variant's difference from its base: run by run with the same seed, item by item."""
-    pairs = [(run, _base(run, study.done)) for run in study.done if run["variant"]]
-    pairs = [(run, base) for run, base in pairs if base is not None]
-    if not pairs:
-        return []
-    variants = sorted({run["variant"] for run, _ in pairs})
-    found = scores(study, [run for pair in pairs for run in pair], metric)
-    items = found.items
-    if items is not None:
-        items = Items(value_RI=items.value_RI[::2] - items.value_RI[1::2], group_I=items.group_I)
-    error_R = np.hypot(found.error_R[::2], found.error_R[1::2])
-    cell_R = np.array([variants.index(run["variant"]) for run, _ in pairs])
-    difference_R = found.value_R[::2] - found.value_R[1::2]
-    means = average(difference_R, cell_R, items=items, error_R=error_R)
-    ablated = []
-    for c, variant in enumerate(variants):
-        value, low, high = means.interval(np.eye(len(variants))[c])
-        of_variant = [pair for pair in pairs if pair[0]["variant"] == variant]
-        changes = sorted({change for run, base in of_variant for change in _changes(run, base)})
-        ablated.append(
-            Ablation(
-                variant=variant, value=value, low=low, high=high, runs=int(means.runs_C[c]),
-                higher_is_better=found.higher_is_better, also_differs=tuple(changes),
-            )
-        )  # fmt: skip
-    return ablated
-
-
-def _base(run: Row, runs: Sequence[Row]) -> Row | None:
-    """The run without a variant that has this one's source and seed, and most of its axes."""
-    bases = [
-        base for base in runs
-        if not base["variant"] and base["source"] == run["source"] and base["seed"] == run["seed"]
-    ]  # fmt: skip
-    return min(bases, key=lambda base: (len(_changes(run, base)), base["run_id"]), default=None)
-
-
-def _changes(run: Row, base: Row) -> list[str]:
-    axes = sorted(set(run) - ABOUT - {"variant"})
-    return [f"{a} {base.get(a)} -> {run[a]}" for a in axes if run[a] != base.get(a)]

@@ -15,7 +15,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import report, tables
+from experiments import report, tables, variants
 from experiments.benchmarks import simulated_study
 from experiments.benchmarks.simulated_study import METRIC, SHOWN, SHOWN_ABOUT, TASK
 
@@ -102,7 +102,7 @@ def test_nothing_is_loaded_and_names_are_text(studied):
 
 def test_ablations_are_paired_with_their_base(studied):
     study = tables.read(studied)
-    same, third = sorted(tables.ablations(study, NAME), key=lambda a: -a.value)
+    same, third = sorted(variants.ablations(study, NAME), key=lambda a: -a.value)
     assert (same.variant, same.value, same.verdict) == (EVIL, 0.0, "not distinguished")
     value = {row["run_id"]: row["value"] for row in study.results}
     base = np.mean([value[f"clean-40000-1000000-{seed}"] for seed in range(3)])
@@ -172,7 +172,17 @@ def test_mistakes_are_named(studied, tmp_path):
     with pytest.raises(ValueError, match=r"have the mean 0[.][0-9]{4}, and its simulated"):
         report.write(copy)
     (copy / "items.parquet").unlink()
+    runs = pq.read_table(copy / "runs.parquet")
     results = pq.read_table(copy / "results.parquet")
+    waiting = pa.array(["waiting"] * len(runs))
+    place = runs.column_names.index("status")
+    pq.write_table(runs.set_column(place, "status", waiting), copy / "runs.parquet")
+    pq.write_table(results.slice(0, 0), copy / "results.parquet")
+    with pytest.raises(ValueError, match="runs.parquet has no finished run. Finish the sweep"):
+        report.write(copy)
+    pq.write_table(runs, copy / "runs.parquet")
+    with pytest.raises(ValueError, match=r"There are: none: nothing was scored"):
+        report.write(copy)
     pq.write_table(results.slice(1), copy / "results.parquet")
     with pytest.raises(ValueError, match="1 finished runs have no simulated/test/image_to_text"):
         report.write(copy)
