@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.conclusions import number
 from experiments.scaling import Analysis, Curve, ExchangeRate
 from experiments.tables import Row
 from experiments.variants import Ablation
+from experiments.words import number
 from jaxclip.data.record import write_atomically
 
 INK = "#1d2530"

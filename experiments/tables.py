@@ -11,7 +11,7 @@ A metric is named TASK/METRIC. Shape letters: R runs, C cells, I items.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from etils import epath
 from experiments.means import Items, Means, average
 
 Row = dict[str, Any]
+Interval = tuple[float, float, float]  # value, low, high
 RUN_COLUMNS = ("run_id", "source", "unique_pairs", "samples_seen", "seed", "variant", "status")
 RESULT_COLUMNS = ("run_id", "task", "metric", "value", "low", "high", "chance", "items")
 RESULT_COLUMNS += ("higher_is_better",)
@@ -117,6 +118,10 @@ class Scores:
 
     def log_error(self, value: np.ndarray) -> np.ndarray:
         return np.log(self.to_error(value))
+
+    @property
+    def is_share(self) -> bool:
+        return bool(self.value_R.max() <= 1)
 
     @property
     def error_name(self) -> str:
@@ -217,22 +222,25 @@ class Compared:
 
     metric: str
     names: tuple[str, ...]
-    intervals: tuple[tuple[float, float, float], ...]  # value, low, high
-    differences: tuple[tuple[float, float, float] | None, ...]  # from the first
+    intervals: tuple[Interval, ...]
+    differences: tuple[Interval | None, ...]  # from the first
     chance: float
     higher_is_better: bool
     runs: tuple[int, ...]
 
 
-def mean(found: Scores, cell_R: np.ndarray) -> Means:
-    """Of the metric itself."""
-    return average(found.value_R, cell_R, items=found.items, error_R=found.error_R)
+def mean_of(found: Scores, cell_R: np.ndarray) -> tuple[Means, Callable[[Interval], Interval]]:
+    """Means of the metric, and what makes an interval of theirs one of the metric.
 
-
-def mean_log(found: Scores, cell_R: np.ndarray) -> Means:
-    """Of its logarithm, from the runs' own intervals: no mean over items is of a logarithm."""
+    What can be above 1, as a rank, is averaged as a logarithm, from the runs' own intervals: no
+    mean over items is of a logarithm.
+    """
+    if found.is_share:
+        means = average(found.value_R, cell_R, items=found.items, error_R=found.error_R)
+        return means, lambda interval: tuple(np.clip(interval, 0, 1).tolist())
     value_R = np.maximum(found.value_R, 1e-9)
-    return average(value_R, cell_R, error_R=found.error_R / value_R, transform=np.log)
+    means = average(value_R, cell_R, error_R=found.error_R / value_R, transform=np.log)
+    return means, lambda interval: tuple(np.exp(interval).tolist())
 
 
 def mean_log_error(found: Scores, cell_R: np.ndarray) -> Means:
@@ -247,8 +255,8 @@ def compare_sources(
 ) -> Compared:
     """Every source beside the reference at the largest size that all have.
 
-    The noise of seeds is that of all `runs`, at all sizes. What can be above 1, as a rank, is
-    averaged as a logarithm, and its differences are not given.
+    The noise of seeds is that of all `runs`, at all sizes. Differences of what can be above 1, as a
+    rank, are not given: see mean_of.
     """
     at = largest_cell(runs)[0]
     found = scores(study, runs, metric, modality)
@@ -256,16 +264,15 @@ def compare_sources(
     keys = [tuple(run[axis] for axis in PLACE) for run in runs]
     cells = sorted(set(keys))
     cell_R = np.array([cells.index(key) for key in keys])
-    is_share = bool(found.value_R.max() <= 1)
-    means = mean(found, cell_R) if is_share else mean_log(found, cell_R)
+    means, transform = mean_of(found, cell_R)
     places = [cells.index((s, at["unique_pairs"], at["samples_seen"])) for s in sources]
     one_SC = np.eye(len(cells))[places]
-    intervals = np.array([means.interval(one_C) for one_C in one_SC])
-    intervals = np.clip(intervals, 0, 1) if is_share else np.exp(intervals)
-    differences = [means.interval(one_C - one_SC[0]) if is_share else None for one_C in one_SC[1:]]
+    differences = [
+        means.interval(one_C - one_SC[0]) if found.is_share else None for one_C in one_SC[1:]
+    ]
     return Compared(
-        metric=metric, names=tuple(sources), intervals=tuple(map(tuple, intervals.tolist())),
-        differences=(None, *differences), chance=found.chance,
+        metric=metric, names=tuple(sources), differences=(None, *differences), chance=found.chance,
+        intervals=tuple(transform(means.interval(one_C)) for one_C in one_SC),
         higher_is_better=found.higher_is_better,
         runs=tuple(int(means.runs_C[place]) for place in places),
     )  # fmt: skip

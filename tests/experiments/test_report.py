@@ -15,7 +15,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import report, tables, variants
+from experiments import context, report, tables, variants, words
 from experiments.benchmarks import simulated_study
 from experiments.benchmarks.simulated_study import METRIC, SHOWN, SHOWN_ABOUT, TASK
 
@@ -237,14 +237,14 @@ def test_cards_beside_the_data_are_linked(tmp_path, tiny_dataset):
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"data": {"path": [str(dataset)]}}))
     study = tables.read(tmp_path / "study")
-    assert report._cards(study) == [("clean", "../../data/clean/card.html")]
+    assert context.cards(study) == [("clean", "../../data/clean/card.html")]
     study.about["cards"] = {"clean": "https://example.org/card", "b": "file:///etc/passwd"}
-    assert report._cards(study) == [("clean", "https://example.org/card")]
+    assert context.cards(study) == [("clean", "https://example.org/card")]
 
 
 def test_numbers_as_people_write_them():
-    found = [report.number(x) for x in (1234567, 45000, 1500, 0.04567, 0, math.inf)]
-    assert found == ["1.23M", "45k", "1,500", "0.0457", "0", "∞"]
+    found = [words.number(x) for x in (1234567, 45000, 1500, 999.9999, 0.04567, 0, math.inf)]
+    assert found == ["1.23M", "45k", "1,500", "1,000", "0.0457", "0", "∞"]
 
 
 def test_a_browser_shows_it(studied, tmp_path):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import conclusions
+from experiments import budgets, conclusions
 from experiments.benchmarks import exchange_rate
 from experiments.benchmarks.simulated_study import METRIC, Simulated, floored
 from experiments.ensemble import balanced
@@ -93,18 +93,20 @@ def test_samples_that_vary_make_a_law_of_repeated_data():
     found = analysis(truth, SIZES, samples=(50_000, 200_000, 800_000))
     assert found.ensemble.fitted[0].law.form.name == "repeated data"
     assert found.exchanges[0].quoted.value == pytest.approx(2, rel=0.03)
-    (near,) = conclusions.choose(found, [1e9 * 400_000])
+    (near,) = budgets.choose(found, [1e9 * 400_000])
     expected = truth["a"](np.float64(16_000), 400_000)
     assert near.source == "a" and near.error == pytest.approx(expected, rel=0.01)
     assert near.not_told_apart == ()
-    assert conclusions.choose(found, [1e9 * 1e8]) == []  # far beyond the samples seen
+    assert budgets.choose(found, [1e9 * 1e8]) == []  # far beyond the samples seen
 
 
 def test_choices_at_the_samples_seen():
-    (choice,) = conclusions.choose(analysis(THIRD, SIZES))
+    (choice,) = budgets.choose(analysis(THIRD, SIZES))
     assert (choice.flops, choice.source, choice.pairs) == (1e15, "a", 16_000)
     curve = THIRD["a"]
-    assert curve(choice.enough_pairs, 0) == pytest.approx(1.05 * curve(16_000, 0), rel=0.01)
+    enough, low, high = choice.enough
+    assert curve(enough, 0) == pytest.approx(1.05 * curve(16_000, 0), rel=0.01)
+    assert 0.9 * enough < low < enough < high < 1.1 * enough  # there is hardly any noise
 
 
 def test_one_seed_is_said_and_noise_is_taken_from_the_fit():
