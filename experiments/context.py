@@ -62,11 +62,14 @@ def context(
             for one in analyses for choice in budgets.choose(one, flops)
         ],
         "budgets": of_budgets,
+        "captions": {
+            "choices": budgets.OF_CHOICES, "models": budgets.OF_MODELS,
+            "ablations": variants.CAPTION.format(len(ablated)),
+        },
         "parameters": _parameters(main) if main else [],
         "held_out": _held_out(main) if main else [],
         "tables": tables,
         "ablations": ablated,
-        "caption_of_ablations": variants.CAPTION.format(len(ablated)),
         "columns_of_ablations": [
             name for name in ("place", "base") if any(getattr(a, name) for a in ablated)
         ],

@@ -329,12 +329,17 @@ def _first(x_G: np.ndarray, y_G: np.ndarray) -> float:
 
 
 def _quoted(curve: Sequence[ExchangeRate]) -> ExchangeRate:
-    """The rate in the middle of where both sources have data; else the strongest bound."""
+    """The rate in the middle of where both sources have data; else a bound.
+
+    A bound is quoted where it can be strongest, which is known beforehand: a lower one at the
+    reference's fewest pairs, an upper one at its most. The best along the curve would be the best
+    of many, and not as sure as one.
+    """
     inside = [rate for rate in curve if np.isfinite(rate.value) and not rate.extrapolated]
     inside = inside or [rate for rate in curve if np.isfinite(rate.value) and rate.is_bounded]
     if inside:
         return inside[len(inside) // 2]
-    lower, upper = max(curve, key=lambda r: r.low), min(curve, key=lambda r: r.high)
-    if lower.low > 1 or not np.isfinite(upper.high):
-        return lower
-    return upper
+    first, last = curve[0], curve[-1]
+    if first.low > 0:
+        return first
+    return first if np.isfinite(first.high) and not np.isfinite(last.high) else last

@@ -121,13 +121,16 @@ def test_sources_that_were_not_trained_at_a_budget_are_named():
 
 
 def test_enough_has_an_interval_of_the_noise():
-    """With fifty times the noise the interval is much wider; both hold the truth."""
+    """With twenty times the noise, the same draw of it, the interval is much wider.
+
+    How often it holds the truth is for benchmarks.exchange_rate to tell.
+    """
     curve, widths = THIRD["a"], []
     true = optimize.brentq(lambda n: curve(n, 0) - 1.05 * curve(16_000, 0), 2_000, 16_000)
-    for noise in (2e-4, 1e-2):
+    for noise in (1e-3, 2e-2):
         (choice,) = budgets.choose(analysis(THIRD, SIZES, noise=noise))
         value, low, high = choice.enough
-        assert low < true < high and low < value < high
+        assert low < value < high and value == pytest.approx(true, rel=2 * noise)
         assert budgets.enough_text(choice).startswith(f"{value / 1e3:.3g}k (")
         widths.append(math.log(high / low))
-    assert widths[1] > 10 * widths[0]
+    assert widths[1] > 5 * widths[0]

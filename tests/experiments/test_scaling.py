@@ -10,7 +10,7 @@ from experiments import budgets, conclusions
 from experiments.benchmarks import exchange_rate
 from experiments.benchmarks.simulated_study import METRIC, Simulated, floored
 from experiments.ensemble import balanced
-from experiments.scaling import ExchangeRate, analyse, invert
+from experiments.scaling import ExchangeRate, _quoted, analyse, invert
 from experiments.tables import Scores
 
 
@@ -169,6 +169,48 @@ def test_rates_in_words(rate, text):
         source="b", reference="a", pairs=1e4, value=value, low=low, high=high, extrapolated=False
     )
     assert conclusions.rate_text(found) == text
+
+
+def rate(low: float, high: float, value: float = math.nan, pairs: float = 1e4) -> ExchangeRate:
+    return ExchangeRate(
+        source="b", reference="a", pairs=pairs, value=value, low=low, high=high, extrapolated=False
+    )
+
+
+@pytest.mark.parametrize(
+    "measured, planted, verdict",
+    [
+        (rate(5, 7, 6), (6, 6), "agrees"),
+        (rate(5, 7, 6), (8, 8), "does not agree"),
+        (rate(0, math.inf), (6, 6), "not concluded"),
+        (rate(0, math.inf, 6), (8, math.inf), "not concluded"),
+        (rate(4.44, math.inf), (6, 6), "not contradicted"),
+        (rate(7, math.inf), (6, 6), "does not agree"),
+        (rate(9, math.inf), (8, math.inf), "agrees"),  # what is above 9 is above 8
+        (rate(4.44, math.inf), (8, math.inf), "not contradicted"),
+        (rate(0, 7), (8, math.inf), "does not agree"),
+        (rate(0, 9), (8, math.inf), "not contradicted"),
+        (rate(0, 0.5), (0, 1), "agrees"),
+        (rate(9, 12, 10), (8, math.inf), "agrees"),
+    ],
+)
+def test_what_is_not_known_does_not_agree(measured, planted, verdict):
+    assert conclusions.agrees(measured, planted) == verdict
+
+
+@pytest.mark.parametrize(
+    "bounds, place",
+    [
+        ([(3, math.inf), (5, math.inf), (2, math.inf)], 0),  # not where it happens to be best
+        ([(0, 2), (0, 0.5), (0, 1)], 2),
+        ([(0, math.inf), (0, 0.5), (0, math.inf)], 2),
+        ([(0, math.inf), (5, math.inf), (2, math.inf)], 2),
+        ([(0, 1), (0, math.inf), (2, math.inf)], 0),
+    ],
+)
+def test_a_bound_is_quoted_at_an_end(bounds, place):
+    curve = [rate(*bound, pairs=10.0**p) for p, bound in enumerate(bounds)]
+    assert _quoted(curve).pairs == 10.0**place
 
 
 def test_the_interval_covers_and_the_estimate_is_near():
