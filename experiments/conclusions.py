@@ -185,11 +185,18 @@ def _of_runs(study: Study) -> list[str]:
     if missing := len(study.runs) - len(study.done):
         said.append(f"{missing} of {len(study.runs)} runs are not finished and not in the figures.")
     shares = [run["overlap_share"] for run in study.done if run.get("overlap_share") is not None]
+    told = {task for run in study.done for task in (run.get("overlap_of") or "").split(", ")}
+    untold = sorted({row["task"] for row in study.results} - told)
     if not shares:
         said.append("Whether training and evaluation overlap: it was not measured.")
-    elif max(shares) > 0:
+    elif untold and told - {""}:
+        said.append(
+            f"Whether training overlaps with {', '.join(untold)}: their groups are no articles. "
+            "See data_pipelines.overlap."
+        )
+    if shares and max(shares) > 0:
         said.append(
             f"What is due to overlap with the evaluation items: up to {max(shares):.2%} of their "
-            "groups are in a training subset."
+            "articles are in a training subset."
         )
     return said

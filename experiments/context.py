@@ -192,7 +192,7 @@ def _place(one: Row) -> list[tuple[float, str]]:
 def _columns(runs: Sequence[Row]) -> dict[str, Any]:
     """Columns of the run list, the axes first; those with one value in all runs are said once."""
     last = ("command", "data_hash", "config_hash", "run_id")
-    names = dict.fromkeys(k for row in runs for k in row)
+    names = dict.fromkeys(k for row in runs for k in row if k != "config")  # long; in the table
     middle = [name for name in names if name not in (*AXES_FIRST, *last)]
     values = {n: {str(row.get(n)) for row in runs} for n in (*AXES_FIRST, *middle, *reversed(last))}
     constants = {n: runs[0].get(n) for n, found in values.items() if len(found) == 1}

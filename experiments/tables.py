@@ -30,7 +30,16 @@ RESULT_COLUMNS += ("higher_is_better",)
 ITEM_COLUMNS = ("run_id", "task", "metric", "item", "group", "value")
 # of a run, and no axis that it was varied along
 ABOUT = {"run_id", "design", "seed", "steps", "epochs", "contrastive_batch", "optimizer_batch"}
-ABOUT |= {"flops", "seconds", "overlap_share", "status", "error", "config", "config_hash"}
+ABOUT |= {
+    "flops",
+    "seconds",
+    "overlap_share",
+    "overlap_of",
+    "status",
+    "error",
+    "config",
+    "config_hash",
+}
 ABOUT |= {"data_hash", "command", "base"}
 PLACE = ("source", "unique_pairs", "samples_seen")
 DONE = "done"
