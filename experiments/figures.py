@@ -5,6 +5,7 @@ at its end and a marker of its own. In the page, ink and colours follow the read
 theme: see `inline`.
 """
 
+import html
 import io
 import math
 import re
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from experiments.conclusions import rate_text
 from experiments.scaling import Analysis, Curve, ExchangeRate
 from experiments.tables import Row
 from experiments.variants import Ablation
@@ -38,8 +40,12 @@ WIDTH, HEIGHT = 6.6, 3.6  # inches
 ROOM = {"left": 0.1, "right": 0.85, "top": 0.97, "bottom": 0.135}  # right: for the names
 
 
-def save(figure: Figure, directory: epath.Path, name: str) -> str:
-    """Writes NAME.svg and NAME.pdf; returns the SVG to put into a page."""
+def save(figure: Figure, directory: epath.Path, name: str, alt: str) -> str:
+    """Writes NAME.svg and NAME.pdf; returns the SVG to put into a page.
+
+    Args:
+      alt: what is to be seen, for those who do not see it.
+    """
     texts = {}
     for kind, about in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
@@ -47,10 +53,10 @@ def save(figure: Figure, directory: epath.Path, name: str) -> str:
             figure.savefig(buffer, format=kind, metadata=about)
         write_atomically(directory / f"{name}.{kind}", buffer.getvalue())
         texts[kind] = buffer.getvalue()
-    return inline(texts["svg"].decode(), name)
+    return inline(texts["svg"].decode(), name, alt)
 
 
-def inline(svg: str, name: str) -> str:
+def inline(svg: str, name: str, alt: str) -> str:
     """SVG as part of a page: no prolog, sized by the page, ink and colours by its style sheet."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -58,15 +64,44 @@ def inline(svg: str, name: str) -> str:
         float(re.search(rf'{side}="([\d.]+)pt"', svg)[1]) for side in ("width", "height")
     )
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = svg.replace(
-        "<svg ",
-        f'<svg role="img" aria-label="{name}" style="aspect-ratio: {width:.0f} / {height:.0f}" ',
-        1,
-    )
     svg = svg.replace(INK, "currentColor")
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{place})")
-    return re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    shape = f'style="aspect-ratio: {width:.0f} / {height:.0f}"'
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" {shape} ', 1)
+
+
+# --- What is to be seen, in words ----------------------------------------------------------------
+
+
+def curves_alt(analysis: Analysis, drawn: Sequence[Curve]) -> str:
+    along = drawn[0].along.replace("_", " ")
+    parts = []
+    for curve in drawn:
+        first, last = np.flatnonzero(curve.measured_G)[[0, -1]]
+        parts.append(
+            f"{curve.source} from {curve.error_G[first]:.3f} at {number(curve.x_G[first])} to "
+            f"{curve.error_G[last]:.3f} at {number(curve.x_G[last])}"
+        )
+    return f"Curves of error ({analysis.scores.error_name}) against {along}: {'; '.join(parts)}."
+
+
+def exchange_alt(analysis: Analysis) -> str:
+    parts = [
+        f"{found.source} {rate_text(found.quoted)} at {number(found.quoted.pairs)} pairs"
+        for found in analysis.exchanges
+    ]
+    one = f"one {analysis.reference} pair"
+    return f"Curves of the pairs that {one} is worth, along its pairs: {'; '.join(parts)}."
+
+
+def ablations_alt(found: Sequence[Ablation], metric: str) -> str:
+    parts = [f"{a.name} {a.value:+.3f} ({a.verdict})" for a in found]
+    return f"Bars of {metric}, variant less its base: {'; '.join(parts)}."
+
+
+# --- Drawings ------------------------------------------------------------------------------------
 
 
 def _axes() -> tuple[Figure, Axes]:

@@ -127,19 +127,21 @@ def _analyses(study: Study, metric: str, reference: str, replicates: int):
 
 
 def _draw(
-    directory: epath.Path, analyses: Sequence[Analysis], context: dict[str, Any], metric: str
-) -> dict[str, str]:
-    """{name: SVG}."""
-    drawn = {}
-    if analyses:
-        drawn["curves"] = figures.curves(analyses[0], analyses[0].curves)
-        if analyses[0].sample_curves:
-            drawn["samples"] = figures.curves(analyses[0], analyses[0].sample_curves)
-        if analyses[0].exchanges:
-            drawn["exchange"] = figures.exchange(analyses[0], context["truth"])
-    if context["ablations"]:
-        drawn["ablations"] = figures.ablations(context["ablations"], metric)
-    return {name: figures.save(figure, directory, name) for name, figure in drawn.items()}
+    directory: epath.Path, analyses: Sequence[Analysis], shown: dict[str, Any], metric: str
+) -> dict[str, Row]:
+    """{name: {"svg", "alt"}}."""
+    drawn, main = {}, analyses[0] if analyses else None
+    for name, of_it in (("curves", "curves"), ("samples", "sample_curves")):
+        if main and (of := getattr(main, of_it)):
+            drawn[name] = figures.curves(main, of), figures.curves_alt(main, of)
+    if main and main.exchanges:
+        drawn["exchange"] = figures.exchange(main, shown["truth"]), figures.exchange_alt(main)
+    if found := shown["ablations"]:
+        drawn["ablations"] = figures.ablations(found, metric), figures.ablations_alt(found, metric)
+    return {
+        name: {"svg": figures.save(figure, directory, name, alt), "alt": alt}
+        for name, (figure, alt) in drawn.items()
+    }
 
 
 def _cell(value: Any) -> str:

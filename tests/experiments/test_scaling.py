@@ -87,6 +87,35 @@ def test_curves_that_cross():
     assert (crossing.lower_below, crossing.lower_above) == (below, "b" if below == "a" else "a")
 
 
+def test_around_a_crossing_nothing_is_told_apart():
+    truth = {"a": floored(0.5, 0.6, 0.35), "b": floored(0.5, 0.3, 0.05)}
+    found = analysis(truth, (2_500, 5_000, 10_000, 20_000, 40_000), noise=0.01)
+    (crossing,) = found.crossings
+    assert 2_500 < crossing.low < crossing.pairs < crossing.high < 40_000
+    between = f"between {conclusions.number(crossing.low)} and {conclusions.number(crossing.high)}"
+    assert f"{between} pairs they are not told apart" in conclusions.crossing_text(crossing)
+
+
+def test_what_laws_disagree_about_is_in_the_variance():
+    """Two laws of half the weight: the variance between them is a quarter of their difference²."""
+    ensemble = analysis(THIRD, SIZES, noise=0.01).ensemble
+    pair = [
+        dataclasses.replace(f, weight=0.5, seeds_RQ=None, items_RQ=None)
+        for f in (ensemble.fitted[0], ensemble.fitted[-1])
+    ]
+    both = dataclasses.replace(ensemble, fitted=tuple(pair)).predict(0, [3e3, 3e4], 1e6)
+    each = [
+        dataclasses.replace(ensemble, fitted=(dataclasses.replace(f, weight=1.0),))
+        .predict(0, [3e3, 3e4], 1e6).value_X
+        for f in pair
+    ]  # fmt: skip
+    apart_X = each[0] - each[1]
+    assert np.abs(apart_X).max() > 0.01
+    for x in range(2):
+        assert both.variances(x) == pytest.approx([0, 0, apart_X[x] ** 2 / 4])
+    assert both.variances(0, 1)[2] == pytest.approx((apart_X[0] - apart_X[1]) ** 2 / 4)
+
+
 def test_samples_that_vary_make_a_law_of_repeated_data():
     truth = exchange_rate.CASES["samples_vary"].truth
     truth = {"a": truth["A"], "b": truth["B"]}
