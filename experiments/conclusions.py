@@ -99,9 +99,10 @@ def crossing_text(crossing: Crossing) -> str:
     return f"{'; '.join([*sides, unclear])}."
 
 
-def unresolved(analysis: Analysis, study: Study) -> list[str]:
+def unresolved(analysis: Analysis | None, study: Study) -> list[str]:
     """What this study does not tell, and what would."""
-    return [*_of_design(analysis), *_of_noise(analysis), *_of_rates(analysis), *_of_runs(study)]
+    parts = (_of_design, _of_noise, _of_rates) if analysis else ()
+    return [*(text for part in parts for text in part(analysis)), *_of_runs(study)]
 
 
 def _of_design(analysis: Analysis) -> list[str]:

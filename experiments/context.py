@@ -74,8 +74,7 @@ def context(
             name for name in ("place", "base") if any(getattr(a, name) for a in ablated)
         ],
         "unresolved": [
-            *(conclusions.unresolved(main, study) if main else []),
-            *variants.without_base(study), *notes,
+            *conclusions.unresolved(main, study), *variants.without_base(study), *notes,
         ],
         "noise": _noise(main) if main else "",
         "runs": sorted(study.runs, key=_place),
@@ -96,16 +95,31 @@ def _tables(study: Study, metric: str, reference: str) -> tuple[list[Row], list[
             continue
         first = reference if reference in {run["source"] for run in at} else at[0]["source"]
         parts = modalities(study) if metric in complete else []
+        tasks = [compare_sources(study, runs, name, first) for name in complete]
         tables.append(
             {
                 "place": ", ".join(f"{k} {v}" for k, v in axes.items()), "at": at[0],
-                "tasks": [compare_sources(study, runs, name, first) for name in complete],
+                "caption": _caption(at[0], sum(len(task.differences) - 1 for task in tasks)),
+                "tasks": tasks,
                 "modalities": [
                     (name, compare_sources(study, runs, metric, first, name)) for name in parts
                 ],
             }
         )  # fmt: skip
     return tables, sorted(partial)
+
+
+def _caption(at: Row, differences: int) -> str:
+    text = (
+        f"The largest size that all sources have; {number(at['samples_seen'])} samples seen. Means "
+        "over seeds with 95 % intervals"
+    )
+    if not differences:
+        return f"{text}."
+    return (
+        f"{text}; differences are paired by item. Each interval is of one difference: of these "
+        f"{differences}, about {number(0.05 * differences)} would miss zero by chance."
+    )
 
 
 def _metrics(study: Study, runs: Sequence[Row]) -> tuple[list[str], list[str]]:

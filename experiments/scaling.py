@@ -280,13 +280,16 @@ def _curve(predicted: Predicted, places, **about) -> Curve:
 
 
 def along_samples(ensemble: Ensemble, points: int = GRID) -> tuple[Curve, ...]:
-    """Error against samples seen, of each source at the most pairs that were trained of it."""
+    """Error against samples seen, of each source at the most pairs that were trained for several
+    numbers of samples; where none were, at the most."""
     design, curves = ensemble.design, []
     if not design.has_free_samples:
         return ()
     for s, name in enumerate(design.sources):
-        most = design.ends(s)[1]
-        seen = design.samples_C[(design.source_C == s) & (design.pairs_C == most)]
+        mine = design.source_C == s
+        sizes, counts = np.unique(design.pairs_C[mine], return_counts=True)
+        most = sizes[counts > 1].max() if counts.max() > 1 else sizes.max()
+        seen = design.samples_C[mine & (design.pairs_C == most)]
         low, high = np.log(seen.min() / EXTRAPOLATE), np.log(seen.max() * EXTRAPOLATE)
         x_G = np.union1d(np.exp(np.linspace(low, high, points)), seen)
         measured_G = (x_G >= seen.min()) & (x_G <= seen.max())

@@ -94,6 +94,8 @@ def test_no_more_pairs_are_chosen_than_were_trained_with_so_many_samples():
     assert {s: c.pairs for s, c in chosen.items()} == {4_000: 1_000, 16_000: 4_000, 64_000: 16_000}
     assert all(c.pairs <= s for s, c in chosen.items())
     assert not any(c.is_beyond for c in chosen.values())
+    # along samples, of the most pairs that saw several numbers of them: 16,000 saw one
+    assert [curve.at for curve in found.sample_curves] == [4_000, 4_000]
     (fewer,) = budgets.choose(found, [1e9 * 3_000])
     assert fewer.is_beyond and fewer.pairs == 1_000
     assert budgets.enough_text(chosen[4_000]) == "at most 1,000"  # one size: nothing to compare
