@@ -82,6 +82,8 @@ def test_the_answer_comes_first_and_agrees_with_what_was_planted(studied):
     ]
     assert planted.count("agrees") == 2 and "does not agree" not in planted
     assert "at least 4" in planted
+    text = (studied / "report/report.md").read_text()
+    assert "1 of 2 variants told apart from their base" in text[: text.index("## ")]
 
 
 def test_nothing_is_loaded_and_names_are_text(studied):
@@ -223,6 +225,11 @@ def test_sets_of_runs_that_differ_otherwise_are_apart(tmp_path):
     add(tmp_path, "results", [result | at])
     page = Page(report.write(tmp_path, replicates=50))
     assert "The same with model small" in page.text
+    assert "Models at 1e15 FLOPs" in page.text and "told apart" in page.text
+    assert "pairs (model small)" in page.text  # its own table of tasks
+    answer = page.text[: page.text.index("Measured against planted")]
+    assert "on 40k pairs of clean does best" in answer
+    assert "; not told apart from it: " in answer  # the two models' runs are the same
     assert "Not every run was scored on simulated/test/lonely" in page.text
     found = tables.slices(tables.read(tmp_path).done)
     assert [(axes["model"], len(runs)) for axes, runs in found] == [("none", 27), ("small", 18)]
