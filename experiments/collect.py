@@ -56,6 +56,7 @@ ITEM = pa.schema(
     ]
 )
 PMC_ID, NO_PLACE = re.compile(r"PMC\d+"), re.compile(r".*\D.*", re.DOTALL)
+NOT_MEASURED = {"overlap_share": None, "overlap_of": None}
 LOWER_IS_BETTER = ("median_rank", "calibration_error", "_mean_relative_drop", "modality_gap")
 
 
@@ -137,11 +138,7 @@ def run_row(run_dir: Path) -> dict[str, Any]:
         "optimizer_batch": config["batch_size"],
         "flops": float(plan["flops"]),
         "seconds": float(sum(status["seconds"].values())),
-        **(
-            overlap(run_dir, subset)
-            if done and subset
-            else {"overlap_share": None, "overlap_of": None}
-        ),
+        **(overlap(run_dir, subset) if done and subset else NOT_MEASURED),
         "status": look(run_dir).state,
         "error": status["error"],
         "config_hash": plan["config_hash"],
@@ -164,7 +161,7 @@ def overlap(run_dir: Path, subset: Subset) -> dict[str, Any]:
             scored |= groups
             measured.append(task)
     if not scored:
-        return {"overlap_share": None, "overlap_of": None}
+        return NOT_MEASURED
     article = subset.dataset.columns(["article_id"])["article_id"]
     trained = set(map(same_article, pc.unique(article.take(subset.positions("train"))).to_pylist()))
     return {
