@@ -128,11 +128,13 @@ def hash64(text: str | bytes) -> int:
 
 
 def article_key(record: "Record") -> str:
-    """Names the record's article alike in all corpora; "" where the record does not say it.
+    """Names the record's article alike in all corpora; "" where the record does not say it."""
+    return same_article(record.article_id)
 
-    "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
-    """
-    name = record.article_id.strip().lower()
+
+def same_article(article_id: str) -> str:
+    """ "PMC123", "pmc123.1" (a version), "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a"."""
+    name = article_id.strip().lower()
     if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
         return pmcid[1]
     return re.sub(r"^(https?://(dx\.)?doi\.org/|doi: ?)", "", name)
