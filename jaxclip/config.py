@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 import types
 import typing
 from typing import Any
@@ -253,9 +254,27 @@ def field_type(path: str) -> str | None:
     return type_name(found)
 
 
+def all_fields() -> list[str]:
+    """Paths of the fields that are no groups, as `optimizer.peak_lr`."""
+    return list(flatten(to_dict(TrainConfig())))
+
+
 def near_fields(path: str) -> list[str]:
-    """Fields whose paths resemble one that does not exist."""
-    return difflib.get_close_matches(path, list(flatten(to_dict(TrainConfig()))), n=3, cutoff=0.4)
+    """Up to 3 fields that resemble one that does not exist: `learning_rate` -> optimizer.peak_lr.
+
+    By the whole path, or by the last name alone, as whoever knows the name may not know its place.
+    """
+
+    def spelled_out(name: str) -> str:
+        return re.sub(r"(\b|_)lr(\b|_)", r"\1learning_rate\2", name)
+
+    def likeness(field: str) -> float:
+        pairs = [(path, field)] + [(path.split(".")[-1], name) for name in field.split(".")]
+        pairs = [(spelled_out(wrong), spelled_out(right)) for wrong, right in pairs]
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    found = {field: likeness(field) for field in all_fields()}
+    return sorted((f for f in found if found[f] > 0.5), key=lambda f: -found[f])[:3]
 
 
 def type_name(expected: Any) -> str:
