@@ -13,13 +13,14 @@ the same command reuses, and nothing that opens. A record's position is its inde
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -39,7 +40,13 @@ SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
+AGAIN = "Copy it again, or make it again."
+OTHER_VERSION = "Rebuild the dataset with this jaxclip, or install the one that wrote it."
 COPY_COMMANDS = {"gs": "gcloud storage rsync", "s3": "aws s3 sync"}  # they go on where they stopped
+
+
+class DamagedError(ValueError):
+    """A dataset that cannot be read; says which file or record, why, and what to do."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -78,13 +85,20 @@ class Record:
         try:
             version, fields = msgpack.unpackb(data)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise ValueError(f"Not a jaxclip record ({len(data)} bytes): {error}") from None
+            raise ValueError(
+                f"Not a jaxclip record ({len(data)} bytes): {error}. {AGAIN}"
+            ) from None
         if version != SCHEMA_VERSION:
             raise ValueError(
                 f"Record has schema version {version}; this jaxclip reads {SCHEMA_VERSION}. "
-                "Rebuild the dataset with this jaxclip, or install the one that wrote it."
+                f"{OTHER_VERSION}"
             )
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(
+                f"Record has other fields than schema version {version} ({error}). {OTHER_VERSION}"
+            ) from None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -171,6 +185,16 @@ def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def reading(file: epath.PathLike) -> Iterator[None]:
+    """Names the file where a library says no more than what is wrong in it."""
+    try:
+        yield
+    except (ValueError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DamagedError(f"{os.fspath(file)} cannot be read ({reason}). {AGAIN}") from error
 
 
 def local_path(path: epath.PathLike) -> epath.Path:
@@ -371,13 +395,14 @@ class Dataset:
                 else f"{self.path} is not a dataset (no manifest.json). Make one with "
                 "`python -m data_pipelines.table` or `python -m data_pipelines.synthetic`."
             )
-        manifest = json.loads(file.read_text())
-        if manifest.get("format") != "jaxclip-dataset":
+        with reading(file):
+            manifest = json.loads(file.read_text())
+        if not isinstance(manifest, dict) or manifest.get("format") != "jaxclip-dataset":
             raise ValueError(f"{file} is not the manifest of a jaxclip dataset.")
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
                 f"{self.path} has schema version {manifest['schema_version']}; this jaxclip reads "
-                f"{SCHEMA_VERSION}. Rebuild it with this jaxclip, or install the one that wrote it."
+                f"{SCHEMA_VERSION}. {OTHER_VERSION}"
             )
         return manifest
 
@@ -387,9 +412,8 @@ class Dataset:
             size = file.stat().length if file.exists() else None
             if size != part["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise ValueError(
-                    f"{file} {found}; the manifest says {part['bytes']} bytes. The copy of the "
-                    "dataset is damaged: copy it again, or rebuild it."
+                raise DamagedError(
+                    f"{file} {found}; the manifest says {part['bytes']} bytes. {AGAIN}"
                 )
 
     @property
@@ -400,7 +424,13 @@ class Dataset:
         return self.manifest["counts"]["out"]
 
     def __getitem__(self, position: int) -> Record:
-        return Record.unpack(self._source[position])
+        """Raises DamagedError for a record that cannot be read."""
+        try:
+            return Record.unpack(self._source[position])
+        except ValueError as error:
+            raise DamagedError(f"Record {position} of {self.path}: {error}") from error
+        except RuntimeError as error:  # of ArrayRecord
+            raise DamagedError(f"Record {position} of {self.path}: {error}. {AGAIN}") from error
 
     def __repr__(self) -> str:
         return f"Dataset({os.fspath(self.path)!r}, {len(self)} records, {self.content_hash[:12]})"
@@ -413,7 +443,8 @@ class Dataset:
     @property
     def column_names(self) -> list[str]:
         """Of metadata.parquet."""
-        return pq.read_schema(os.fspath(self.path / METADATA)).names
+        with reading(self.path / METADATA):
+            return pq.read_schema(os.fspath(self.path / METADATA)).names
 
     def columns(self, names: Sequence[str] | None) -> pa.Table:
         """Some columns of metadata.parquet. Raises ValueError naming a column that is not there."""
@@ -421,7 +452,8 @@ class Dataset:
         have = self.column_names
         if missing := [name for name in names or () if name not in have]:
             raise ValueError(f"{file} has no column {missing}. It has: {', '.join(have)}.")
-        return pq.read_table(file, columns=None if names is None else list(names))
+        with reading(file):
+            return pq.read_table(file, columns=None if names is None else list(names))
 
     def positions(self, split: str | None = None) -> np.ndarray:
         """Positions of all records of a split, ascending, int64 [N]; None means every record."""
