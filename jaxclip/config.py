@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from jaxclip.checkpoint import CheckpointConfig
+from jaxclip.data.record import SPLIT_NAMES, SPLITS
 from jaxclip.data.sources import DataConfig
 from jaxclip.losses import LossConfig
 from jaxclip.metrics import LogConfig
@@ -39,7 +40,7 @@ class EvalConfig:
     """Evaluation while training."""
 
     every: int = 1000  # steps; 0: only at the end
-    split: str = "validation"
+    split: str = "validation"  # of the run's datasets that is scored; "": none is
     batch_size: int = 0  # 0: the training batch's
     zero_shot: tuple[str, ...] = ()  # prompt files, by name or path; see evals/zero_shot.py
     ema: bool = False  # score the averaged parameters; needs optimizer.ema_decay
@@ -48,6 +49,12 @@ class EvalConfig:
         for field in ("every", "batch_size"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{name}.{field} ({getattr(self, field)}) must be 0 or more.")
+        if self.split not in ("", *SPLITS):
+            known = SPLIT_NAMES.get(self.split)
+            raise ValueError(
+                f"{name}.split ({self.split!r}) must be one of {', '.join(SPLITS)}, or '' for no "
+                f"evaluation while training.{f' Write {known!r}.' if known else ''}"
+            )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -148,6 +155,8 @@ def check_types(config: Any, name: str = "") -> None:
             check_types(value, f"{path}.")
         elif not _is_a(value, expected):
             raise ValueError(f"{path} ({value!r}) must be of type {type_name(expected)}.")
+        elif value != value or isinstance(value, tuple) and any(v != v for v in value):
+            raise ValueError(f"{path} ({value!r}) must be a number: it is NaN.")
 
 
 def _dataclasses_in(expected: Any) -> tuple[type, ...]:

@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,11 @@ def test_only_what_changes_the_result_is_a_difference():
         ("data.weights", (0.5, 0.0), "must be positive. Leave a dataset out"),
         ("data.image.crop_scale", (0.5,), "data.image.crop_scale ((0.5,)) must be of type tuple"),
         ("data.image.crop_scale", (0.9, 0.5), "must be 0 < low <= high <= 1"),
-        ("data.text.fields", ("title",), "title"),
+        ("data.image.mean", (0.5, 0.5), "data.image.mean (0.5, 0.5) must be 3 numbers"),
+        ("data.image.std", (0.5, 0.0, 0.5), "(0.5, 0.0, 0.5) must be 3 numbers, of red, green"),
+        ("data.text.fields", ("title",), "data.text.fields (('title',)) must be one or more of"),
+        ("data.text.combine", "mix", "data.text.combine ('mix') must be one of"),
+        ("data.tokenizer.kind", "gpt2", "data.tokenizer.kind ('gpt2') must be one of"),
         ("model.dtype", "float16", "model.dtype ('float16') must be one of"),
         ("model.embed_dim", 0, "model.embed_dim (0) must be at least 1"),
         (
@@ -111,6 +116,13 @@ def test_only_what_changes_the_result_is_a_difference():
             3,
             "must divide by model.image.transformer.num_heads",
         ),
+        ("model.image.transformer.mlp_width", -4, "transformer.mlp_width (-4) must be at least 1"),
+        ("model.text.transformer.norm_epsilon", -1.0, "norm_epsilon (-1.0) must be in (0, 1)"),
+        ("model.init_temperature", 0.0, "model.init_temperature (0.0) must be positive"),
+        ("model.init_temperature", math.nan, "model.init_temperature (nan) must be a number"),
+        ("data.image.crop_scale", (0.5, math.nan), "(0.5, nan)) must be a number: it is NaN"),
+        ("eval.split", "val", "validation, test, or '' for no evaluation while training. Write 'v"),
+        ("eval.split", "all", "eval.split ('all') must be one of train, validation, test, or ''"),
         ("model.text.pool", "max", "model.text.pool ('max') must be one of"),
         ("model.image.transformer.attention", "cudnn", "needs model.dtype 'bfloat16'"),
         ("loss.name", "triplet", "loss.name ('triplet') must be one of"),

@@ -70,7 +70,7 @@ class ClipConfig:
                     f"{name}.{tower}_projection is off, so {name}.embed_dim ({self.embed_dim}) "
                     f"must equal the width of {name}.{tower} ({width})."
                 )
-        if self.init_temperature <= 0:
+        if not 0 < self.init_temperature < math.inf:
             raise ValueError(f"{name}.init_temperature ({self.init_temperature}) must be positive.")
         for tower in ("image", "text"):
             transformer = getattr(getattr(self, tower), "transformer", None)

@@ -60,6 +60,14 @@ class TransformerConfig:
             raise ValueError(
                 f"{name}.width ({self.width}) must divide by {name}.num_heads ({self.num_heads})."
             )
+        if self.mlp_width < 0:
+            raise ValueError(
+                f"{name}.mlp_width ({self.mlp_width}) must be at least 1, or 0: 4 x {name}.width."
+            )
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(
+                f"{name}.norm_epsilon ({self.norm_epsilon}) must be in (0, 1). Set it to 1e-5."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"{name}.dropout ({self.dropout}) must be in [0, 1).")
         for field, allowed in (

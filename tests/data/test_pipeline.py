@@ -499,7 +499,9 @@ def test_errors_name_field_value_and_remedy(config, tokenizer, small_dataset, tm
         dataclasses.replace(config, num_threads=-1).validate()
     with pytest.raises(FileNotFoundError, match="not a dataset"):
         open_sources(dataclasses.replace(config, path=(str(tmp_path / "none"),)), "train")
-    with pytest.raises(ValueError, match="has 0 records in its validation split"):
+    with pytest.raises(
+        ValueError, match=r"has 0 records in its validation split\. .* Set --config\.eval\.split=''"
+    ):
         open_sources(dataclasses.replace(config, path=(small_dataset,)), "validation")
     with pytest.raises(ValueError, match=r"has 42 records .* none has text .*\('summary',\)"):
         no_text = dataclasses.replace(config, text=TextPolicy(fields=("summary",)))
