@@ -20,7 +20,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses flags and runs main(argv); exits with what it returns.
 
     An error that this project raised on purpose is shown as one line, without a traceback; so is a
-    flag that does not exist or does not parse. JAXCLIP_TRACEBACK=1 shows the traceback too.
+    flag that does not exist or does not parse, and a path that the system refuses.
+    JAXCLIP_TRACEBACK=1 shows the traceback too.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -30,10 +31,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return _tell(f"{' '.join(argv[1:])!r} is not a flag. Flags are written --name=value.")
         try:
             return main(argv)
-        except USER_ERRORS as error:
-            if not _is_ours(error) or os.environ.get("JAXCLIP_TRACEBACK"):
+        except (*USER_ERRORS, OSError) as error:
+            is_told = isinstance(error, USER_ERRORS) and _is_ours(error)
+            complaint = str(error) if is_told else _explain_path(error)
+            if not complaint or os.environ.get("JAXCLIP_TRACEBACK"):
                 raise
-            return _tell(str(error))
+            return _tell(complaint)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -88,6 +91,20 @@ def _explain_file(argv: Sequence[str]) -> str:
             near = ", ".join(others[stem] for stem in difflib.get_close_matches(file.stem, others))
             remedy = f"Near: {near}." if near else "Name a file with get_config()."
             return f"config ({file}) is not a file. {remedy}"
+    return ""
+
+
+def _explain_path(error: Exception) -> str:
+    """What the system has against a path of the command line; "" for another error."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str):
+        return ""
+    failed = Path(error.filename).absolute()
+    for argument in sys.argv[1:]:
+        name, _, value = argument.partition("=")
+        given = Path(value).absolute()
+        # in it, or a folder on the way to it
+        if value and (failed.is_relative_to(given) or given.parent.is_relative_to(failed)):
+            return f"{name} ({value}) cannot be used: {error.strerror}: {failed}. Choose another."
     return ""
 
 

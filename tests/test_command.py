@@ -1,5 +1,6 @@
 """What a mistake on the command line says: one line with field, value, rule and remedy."""
 
+import os
 import sys
 
 import pytest
@@ -89,3 +90,17 @@ def test_only_what_the_project_raised_is_told_in_one_line(tmp_path, monkeypatch)
         ("../elsewhere.py", False),
     ):
         assert command._is_ours(raised_in(str(tmp_path / file))) == is_ours, file
+
+
+def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    told, workdir = [], tmp_path / "file" / "run"
+    monkeypatch.setattr(command, "_tell", told.append)
+    monkeypatch.setattr(sys, "argv", ["program", "--config.seed=3", f"--workdir={workdir}"])
+    monkeypatch.setattr(flags.FLAGS["verbosity"], "present", 1)
+    monkeypatch.setattr(command.app, "run", lambda guarded, flags_parser: guarded(["program"]))
+    command.run(lambda argv: os.makedirs(workdir / "tokenizer"))
+    refused = f"--workdir ({workdir}) cannot be used: Not a directory: {workdir}"
+    assert told == [f"{refused}. Choose another."]
+    with pytest.raises(OSError, match="elsewhere"):  # of no flag: a mistake of ours
+        command.run(lambda argv: os.makedirs(tmp_path / "file" / "elsewhere"))
