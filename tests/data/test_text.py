@@ -437,6 +437,8 @@ def test_choose_text_draws_every_text_and_sentence():
     rng = np.random.default_rng(0)
     policy = TextPolicy(fields=("caption", "references", "summary"), combine="sample")
     assert {choose_text(TEXTS, policy, rng) for _ in range(50)} == {"(a) CT. (b) MRI.", "S"}
+    joined = dataclasses.replace(policy, combine="join")
+    assert {choose_text(TEXTS, joined, rng) for _ in range(9)} == {"(a) CT. (b) MRI. S"}
     policy = TextPolicy(random_sentence=True)
     assert {choose_text(TEXTS, policy, rng) for _ in range(50)} == {"(a) CT.", "(b) MRI."}
     assert choose_text({}, policy, rng) == ""
