@@ -4,6 +4,7 @@ A config file has get_config() -> TrainConfig; any field can be overridden on th
 --config.optimizer.peak_lr=3e-4. Saved as WORKDIR/config.json.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -228,6 +229,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     A field that one of them does not know is at its default there: it came later.
     """
+    with contextlib.suppress(ValueError):  # of a field that has gone since: then it differs
+        old = to_dict(from_dict(old))  # the defaults of its own kind of towers
     old, new = (defaults() | flatten(json.loads(json.dumps(values))) for values in (old, new))
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"

@@ -79,6 +79,7 @@ def test_only_what_changes_the_result_is_a_difference():
     new.log.every, new.sharding.fsdp, new.data.num_threads, new.checkpoint.every = 7, 2, 3, 5
     new.data.path = ("moved",)  # its content is compared by hash
     new.model.image.transformer.attention = new.model.text.transformer.attention = "cudnn"
+    new.model.image.transformer.remat, new.model.text.transformer.scan = "full", False
     assert differences(to_dict(old), to_dict(new)) == []
     before_it_was_there = to_dict(old)
     del before_it_was_there["data"]["text"]["append"]
@@ -89,6 +90,18 @@ def test_only_what_changes_the_result_is_a_difference():
     new.seed, new.optimizer.warmup.amount = 1, 2.0
     assert differences(to_dict(old), to_dict(new)) == ["optimizer.warmup.amount: 5.0 -> 2.0",
                                                        "seed: 0 -> 1"]  # fmt: skip
+
+
+def test_a_run_goes_on_after_an_upgrade_that_adds_a_field():
+    config = tiny_config.get_config()
+    config.model.image = ResNetConfig(stages=(1, 1))
+    old = json.loads(json.dumps(to_dict(config)))
+    del old["model"]["image"]["norm"], old["seed"], old["data"]["text"], old["loss"]["ignore"]
+    assert differences(old, to_dict(config)) == []
+    config.seed = 1
+    assert differences(old, to_dict(config)) == ["seed: 0 -> 1"]
+    old["model"]["colour"] = "red"  # a field that is gone decided something
+    assert "model.colour: 'red' -> None" in differences(old, to_dict(config))
 
 
 @pytest.mark.parametrize(

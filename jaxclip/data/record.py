@@ -123,10 +123,15 @@ def split_of(group: str, fractions: Sequence[float] = (0.9, 0.05, 0.05), salt: s
     """The split of all records of `group` (an article), by stable hash: never two splits.
 
     Args:
-      group: article id.
+      group: article id; its spellings ("PMC123", "123", "PMC123.1") have one split in all corpora.
       fractions: of train, validation, test; sums to 1.
       salt: another salt is another partition.
     """
+    name = article_name(group)
+    if re.fullmatch(r"[1-9]\d*", name):
+        group = f"PMC{name}"
+    elif name.startswith("10."):  # a DOI; other names are kept, capitals and all
+        group = name
     digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
     u = int.from_bytes(digest[:8], "big") / 2**64
     if u < fractions[0]:
@@ -141,11 +146,16 @@ def hash64(text: str | bytes) -> int:
 
 
 def article_key(record: "Record") -> str:
-    """Names the record's article alike in all corpora; "" where the record does not say it.
+    """Names the record's article alike in all corpora; "" where the record does not say it."""
+    return article_name(record.article_id)
+
+
+def article_name(article_id: str) -> str:
+    """One name for the spellings of an article's id.
 
     "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
     """
-    name = record.article_id.strip().lower()
+    name = article_id.strip().lower()
     if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
         return pmcid[1]
     return re.sub(r"^(https?://(dx\.)?doi\.org/|doi: ?)", "", name)

@@ -322,6 +322,18 @@ def test_split_is_the_same_for_ever():
     assert split_of("PMC5") == split_of("PMC9") == "test"
     assert split_of("PMC1", salt="1") == "train"
     assert split_of("PMC2", (0.5, 0.25, 0.25)) == "validation"
+    # what is no article of PMC and no DOI, as it is written
+    assert split_of("patient2") == "train" and split_of("Patient2") == "test"
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [[f"PMC{n}", f"pmc{n}.1", f"{n}", f" PMC {n} "] for n in (1, 2, 5, 9, 123)]
+    + [["10.1/Ab", "https://doi.org/10.1/AB", "doi:10.1/ab"]],
+)
+def test_an_article_is_in_one_split_of_all_corpora(spellings):
+    for salt in ("", "1", "2"):
+        assert len({split_of(name, (0.4, 0.3, 0.3), salt) for name in spellings}) == 1
 
 
 def test_split_fractions_and_salt():
