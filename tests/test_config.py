@@ -1,7 +1,9 @@
+import dataclasses
 import importlib
 import inspect
 import json
 import math
+import typing
 from pathlib import Path
 
 import pytest
@@ -179,6 +181,25 @@ def test_every_field_has_a_plain_type_that_a_flag_can_set():
         kind = field_type(path)
         assert kind in ("int", "float", "bool", "str") or kind.startswith("tuple["), path
         assert isinstance(value, tuple) == kind.startswith("tuple["), path
+
+
+def groups_of(cls):
+    """All dataclasses that a config is made of."""
+    yield cls
+    for expected in typing.get_type_hints(cls).values():
+        for group in filter(dataclasses.is_dataclass, (expected, *typing.get_args(expected))):
+            yield from groups_of(group)
+
+
+def test_every_field_has_a_comment():
+    """As README promises: beside it, or above it where that is where a class has them."""
+    for cls in set(groups_of(TrainConfig)):
+        lines = inspect.getsource(cls).splitlines()
+        for name, expected in typing.get_type_hints(cls).items():
+            if any(map(dataclasses.is_dataclass, (expected, *typing.get_args(expected)))):
+                continue  # a group says itself what it is
+            (at,) = [i for i, line in enumerate(lines) if line.startswith(f"    {name}: ")]
+            assert "  # " in lines[at] or lines[at - 1].strip().startswith("# "), (cls, name)
 
 
 def test_no_run(tmp_path):

@@ -32,9 +32,9 @@ TEXT_PROJECTIONS = ("linear", "mlp", "none")
 class ClipConfig:
     """Two towers and their common space."""
 
-    image: ViTConfig | ResNetConfig = dataclasses.field(default_factory=ViTConfig)
-    text: TextConfig | BertConfig = dataclasses.field(default_factory=TextConfig)
-    embed_dim: int = 512
+    image: ViTConfig | ResNetConfig = dataclasses.field(default_factory=ViTConfig)  # its tower
+    text: TextConfig | BertConfig = dataclasses.field(default_factory=TextConfig)  # its tower
+    embed_dim: int = 512  # of the common space
     image_projection: bool = True  # SigLIP's image tower has none: its width is embed_dim
     text_projection: str = "linear"  # TEXT_PROJECTIONS; mlp: two matrices (BiomedCLIP)
     projection_bias: bool = False  # of the text's linear one; SigLIP has one

@@ -32,9 +32,9 @@ ATTENTION_IMPLEMENTATIONS = ("xla", "cudnn")
 class TransformerConfig:
     """Pre-norm transformer blocks."""
 
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
+    width: int = 768  # of the residual stream
+    depth: int = 12  # blocks
+    num_heads: int = 12  # of attention; each has width / num_heads dimensions
     mlp_width: int = 0  # 0: 4 x width
     activation: str = "gelu"  # ACTIVATIONS
     norm_epsilon: float = 1e-5  # CLIP 1e-5; SigLIP, timm 1e-6
