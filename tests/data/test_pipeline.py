@@ -159,11 +159,16 @@ def test_shuffle_is_a_permutation(length):
         assert abs(np.corrcoef(first, np.arange(length))[0, 1]) < 4 / length**0.5
 
 
-def test_far_sample_is_reached_at_once(config, tokenizer):
-    start = time.perf_counter()
+def test_far_sample_is_reached_at_once(config, tokenizer, monkeypatch):
+    looked_at, get = itertools.count(), order.TrainSamples.__getitem__
+
+    def counting(self, index):
+        assert next(looked_at) < 1000, "counts its way there"
+        return get(self, index)
+
+    monkeypatch.setattr(order.TrainSamples, "__getitem__", counting)
     rows = train_rows(config, tokenizer, 42, batch_size=42, next_sample=42 * 10**11)
     assert sorted(rows["record"]) == TRAIN
-    assert time.perf_counter() - start < 5
 
 
 # --- What the sequence is ------------------------------------------------------------------------
@@ -542,11 +547,13 @@ def test_unreadable_image_names_record_and_dataset(tmp_path, tokenizer, num_work
         list(eval_batches(sources[0], config, tokenizer, batch_size=2))
 
 
-def wait_until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
+def wait_until(condition):
+    """Until threads and processes are where they go by themselves, however slow the machine is."""
+    for _ in range(10_000):  # a minute and a half and more: they hang
+        if condition():
+            return
         time.sleep(0.01)
+    raise AssertionError("waited in vain")
 
 
 def loading_threads():
@@ -570,17 +577,18 @@ def test_closing_leaves_no_threads(config, tokenizer):
 def test_reads_two_batches_ahead_and_no_more(config, tokenizer, monkeypatch):
     # Memory grows with what is read ahead: with threads at most in the small, never in the large.
     monkeypatch.setattr(pipeline, "MAX_CHUNK", 2)
-    loaded = itertools.count()
+    loaded = []
     load = pipeline._Load.__call__
 
     def counting(self, refs, batch):
-        next(loaded)
         load(self, refs, batch)
+        loaded.append(len(refs))
 
     monkeypatch.setattr(pipeline._Load, "__call__", counting)
     config = dataclasses.replace(config, num_threads=3)
     sources = open_sources(config, "train")
     with TrainInput(sources, config, tokenizer, seed=0, batch_size=16) as train_input:
         next(train_input)
-        time.sleep(0.3)
-    assert next(loaded) == 8 + 16  # chunks of 2: the batch of 16, and two more
+        wait_until(lambda: len(loaded) >= 8 + 16)  # chunks of 2: the batch of 16, and two more
+        time.sleep(0.1)  # one too many would be loaded now; nothing is if there is none
+    assert len(loaded) == 8 + 16
