@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -222,15 +223,15 @@ def test_a_slurm_step_of_two_tasks_joins():
         tasks.append(
             subprocess.Popen(
                 [sys.executable, "-c", JOIN],
+                cwd=Path(__file__).parent.parent,
                 env=os.environ | env,
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-            )  # fmt: skip
+            )
         )
-    for i, task in enumerate(tasks):
-        out, err = task.communicate(timeout=300)
-        assert task.returncode == 0, err
+    for i, (out, err) in enumerate([task.communicate(timeout=300) for task in tasks]):
+        assert tasks[i].returncode == 0, err
         assert out.splitlines()[0] == f"process {i} of 2 (SLURM job {job})"
         assert "[7, 8]" in out  # each has heard of the other
 
