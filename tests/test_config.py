@@ -120,7 +120,11 @@ def test_a_run_goes_on_after_an_upgrade_that_adds_a_field():
         ("data.image.crop_scale", (0.5,), "data.image.crop_scale ((0.5,)) must be of type tuple"),
         ("data.image.crop_scale", (0.9, 0.5), "must be 0 < low <= high <= 1"),
         ("data.image.mean", (0.5, 0.5), "data.image.mean (0.5, 0.5) must be 3 numbers"),
-        ("data.image.std", (0.5, 0.0, 0.5), "(0.5, 0.0, 0.5) must be 3 numbers, of red, green"),
+        (
+            "data.image.std",
+            (0.5, 0.0, 0.5),
+            "std (0.5, 0.0, 0.5) must be 3 numbers (RGB), each more",
+        ),
         ("data.text.fields", ("title",), "data.text.fields (('title',)) must be one or more of"),
         ("data.text.combine", "mix", "data.text.combine ('mix') must be one of"),
         ("data.tokenizer.kind", "gpt2", "data.tokenizer.kind ('gpt2') must be one of"),

@@ -72,16 +72,10 @@ class ImageConfig:
             raise ValueError(
                 f"{name}.interpolation ({self.interpolation!r}) must be one of {INTERPOLATIONS}."
             )
-        for field, rule, is_one in (
-            ("mean", "in [0, 1]", lambda value: 0 <= value <= 1),
-            ("std", "positive", lambda value: 0 < value < math.inf),
-        ):
+        for field, low, rule in (("mean", -math.inf, "finite"), ("std", 0.0, "more than 0")):
             values = getattr(self, field)
-            if len(values) != 3 or not all(map(is_one, values)):
-                raise ValueError(
-                    f"{name}.{field} {values} must be 3 numbers, of red, green and blue, each "
-                    f"{rule}. Set it to what the checkpoint was trained with, or leave it."
-                )
+            if len(values) != 3 or not all(low < value < math.inf for value in values):
+                raise ValueError(f"{name}.{field} {values} must be 3 numbers (RGB), each {rule}.")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"{name}.crop_scale {self.crop_scale} must be 0 < low <= high <= 1.")
