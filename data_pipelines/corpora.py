@@ -37,7 +37,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipelines.figure import FieldOptions, Figure, as_text, to_example
+from data_pipelines.figure import FieldOptions, Figure, as_signal, as_text, to_example
 from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
@@ -157,7 +157,7 @@ def _table_rows(files: list[str]) -> Iterator[dict[str, Any] | BadRow]:
             if isinstance(row, BadRow):
                 yield BadRow(f"{file}, {row.detail}")
             else:
-                row = {"__key__": str(number), "__url__": file, **row}
+                row = row | {"__key__": str(number), "__url__": file}
                 yield {"row": json.dumps(row)}
 
 
@@ -175,7 +175,8 @@ def make_items(options: CorpusOptions, job: Any) -> Iterator[Example | Drop]:
             yield row
             continue
         try:
-            row["__split__"] = _split_of_file(row.get("__split__") or row["__url__"])
+            if layout.reader != "tfds":  # which knows it
+                row["__split__"] = _split_of_file(row["__url__"])
             if layout.to_figure:
                 figure = layout.to_figure(row)
             else:
@@ -207,7 +208,9 @@ def _parquet_rows(file: str, group: int) -> Iterator[dict[str, Any]]:
         number = first
         for batch in parquet.iter_batches(64, row_groups=[group], use_threads=False):
             for row in batch.to_pylist():
-                yield {"__key__": f"row {number}", "__url__": file} | _with_bytes(row)
+                key = row.get("__key__")  # a WebDataset that was made a parquet has its own
+                key = key if isinstance(key, str) and key else f"row {number}"
+                yield _with_bytes(row) | {"__key__": key, "__url__": file}
                 number += 1
 
 
@@ -278,16 +281,9 @@ def _figure_of_fields(options: CorpusOptions, row: Mapping[str, Any]) -> Figure:
         figure_id=texts.pop("figure") or (figure if article else key),
         panel_id=texts.pop("panel") or panel,
         split=row["__split__"] or None,
-        signals={name: _signal(row.get(name)) for name in options.keep},
+        signals={name: as_signal(row.get(name)) for name in options.keep},
         **texts,
     )
-
-
-def _signal(value: Any) -> Any:
-    """What metadata.parquet and JSON can hold."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return [as_text(v) for v in value] if isinstance(value, (list, tuple)) else as_text(value)
 
 
 GENERIC = {

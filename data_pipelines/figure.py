@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
 from data_pipelines.signals import signals
@@ -146,6 +148,19 @@ def as_text(value: Any) -> str:
         return "\n".join(filter(None, map(as_text, value)))
     # half a surrogate pair, which JSON can hold, is no UTF-8
     return str(value).encode(errors="replace").decode().strip()
+
+
+def as_signal(value: Any) -> Any:
+    """What metadata.parquet and JSON can hold: a bool, number or text, or a list of texts."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return [as_text(v) for v in value] if isinstance(value, (list, tuple)) else as_text(value)
 
 
 def as_json(value: Any) -> Any:

@@ -57,7 +57,7 @@ def figure_of(row: Row, item: str = "", **fields: Any) -> Figure:
     image = row.get("image_bytes")
     common = {
         "name": f"line {row['__key__']}: {item}" if item else f"{row['__url__']}: {row['__key__']}",
-        "image": ImageError("no image") if image is None else image,
+        "image": image if isinstance(image, (bytes, ImageError)) else ImageError("no image"),
         "caption": caption_text(row.get("caption")),
     }
     return Figure(**common | fields)

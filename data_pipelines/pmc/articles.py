@@ -16,13 +16,13 @@ import os
 import posixpath
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from typing import IO
 
 import fsspec
 
 from data_pipelines.images import MAX_FILE_BYTES, open_images
+from data_pipelines.tars import TAR_ERRORS, LimitedFile, TooLarge
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
 
@@ -32,7 +32,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".g
 MAX_XML_BYTES = 64 << 20
 MAX_TAR_BYTES = 8 << 30  # unpacked; the largest packages of PMC have about 3 GB
 MAX_TAR_MEMBERS = 1_000_000
-TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -160,38 +159,15 @@ def _source(folder: Folder, name: str, known_as: str) -> Source | Drop:
 # --- Tars --------------------------------------------------------------------------------------
 
 
-class _TooLarge(tarfile.TarError):
-    pass
-
-
-class _Limited:
-    """An unpacked stream of which no read is larger than a file may be, and none is past the end
-    that a package may have: what a header claims is not believed."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.tell = file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_FILE_BYTES + tarfile.RECORDSIZE:
-            raise _TooLarge(f"{size} bytes at once, at most {MAX_FILE_BYTES}")
-        return self._file.read(size)
-
-    def seek(self, position: int) -> int:
-        if position > MAX_TAR_BYTES:
-            raise _TooLarge(f"{position} bytes, at most {MAX_TAR_BYTES}")
-        return self._file.seek(position)
-
-
 def _unpacked(root: str, name: str) -> Iterator[Source | Drop]:
     with tempfile.TemporaryDirectory(prefix="jaxclip-") as target:
         try:
             with Folder(root).open(name) as file:
                 yield from _unpack(file, name, target)
-        except _TooLarge as error:
+        except TooLarge as error:
             yield Drop(item=name, reason="package: too large", detail=str(error))
             return
-        except TAR_ERRORS as error:
+        except (*TAR_ERRORS, OSError) as error:
             yield Drop(item=name, reason="package: unreadable", detail=str(error)[:200])
         found = False
         for member in Folder(target).files():
@@ -207,10 +183,10 @@ def _unpack(file: IO[bytes], name: str, target: str) -> Iterator[Drop]:
     openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
     opener = openers.get(_suffix(name))
     plain = opener(file) if opener else file
-    with tarfile.open(fileobj=_Limited(plain), mode="r:") as tar:  # pyright: ignore
+    with tarfile.open(fileobj=LimitedFile(plain, MAX_TAR_BYTES), mode="r:") as tar:  # pyright: ignore
         for count, member in enumerate(tar):
             if count >= MAX_TAR_MEMBERS:
-                raise _TooLarge(f"more than {MAX_TAR_MEMBERS} members")
+                raise TooLarge(f"more than {MAX_TAR_MEMBERS} members")
             if member.isdir() or not member.name.lower().endswith(XML_SUFFIXES + IMAGE_SUFFIXES):
                 continue
             known_as = f"{name}:{member.name}"

@@ -225,7 +225,7 @@ def write_shard(
     writer.close()
     temporary.replace(directory / f"{name}.array_record")
     columns = dict.fromkeys(name for row in rows for name in row)  # from_pylist takes row 0's only
-    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+    table = pa.table({column: _column([row.get(column) for row in rows]) for column in columns})
     pq.write_table(table, directory / f"{name}.parquet")
     info = {
         "file": f"{name}.array_record",
@@ -238,6 +238,19 @@ def write_shard(
     }
     write_atomically(done, json.dumps(info))
     return info
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Of one type; values of types that have nothing in common, 2020 and "2020", are text."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return _text_column(values)
+
+
+def _text_column(values: Sequence[Any]) -> pa.Array:
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(texts, pa.string())
 
 
 def finish_dataset(
@@ -305,16 +318,14 @@ def _join_metadata(
     """Writes metadata.parquet from the shards' tables, one at a time; returns records per split."""
     files = [directory / f"{name}.parquet" for name in names]
     schemas = [pq.read_schema(file) for file in files]
-    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    schema = _common_schema(schemas)
     added = columns if columns is not None else pa.table({})
     whole = pa.schema([pa.field("position", pa.int64()), *schema, *added.schema])
     splits, position = collections.Counter(), 0
     temporary = directory / f"{METADATA}.tmp"
     with pq.ParquetWriter(temporary, whole) as writer:
         for file in files:
-            table = pa.concat_tables(
-                [schema.empty_table(), pq.read_table(file)], promote_options="permissive"
-            )
+            table = _with_schema(pq.read_table(file), schema)
             positions = pa.array(np.arange(position, position + len(table), dtype=np.int64))
             parts = [positions, *table.columns, *added.slice(position, len(table)).columns]
             writer.write_table(pa.Table.from_arrays(parts, schema=whole))
@@ -322,6 +333,27 @@ def _join_metadata(
             position += len(table)
     temporary.replace(directory / METADATA)
     return splits
+
+
+def _common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """What all shards' columns fit in; text, where their types have nothing in common."""
+    types: dict[str, pa.DataType] = {}
+    for field in (field for schema in schemas for field in schema):
+        parts = [
+            pa.schema([(field.name, t)]) for t in (types.get(field.name, pa.null()), field.type)
+        ]
+        try:
+            types[field.name] = pa.unify_schemas(parts, promote_options="permissive").types[0]
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            types[field.name] = pa.string()
+    return pa.schema(list(types.items()))
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(schema.field(field.name).type) and not pa.types.is_string(field.type):
+            table = table.set_column(i, field.name, _text_column(table[i].to_pylist()))
+    return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
 
 
 def _file_info(file: epath.Path) -> dict[str, Any]:
