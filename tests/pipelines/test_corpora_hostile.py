@@ -1,4 +1,4 @@
-"""Corpora that are not as they should be: read as far as can be, in bounded memory; drops are told."""
+"""Corpora that are not as they should be are read as far as can be, in bounded memory."""
 
 import gzip
 import io
