@@ -68,7 +68,7 @@ def keys_of(record: Record, phash: int | None = None) -> tuple[int, ...]:
         except ImageError:
             phash = 0
     return (
-        hash64(article) if (article := article_key(record)) else 0,
+        hash64(article) if (article := article_key(record.article_id)) else 0,
         hash64(figure) if (figure := figure_key(record)) else 0,
         hash64(record.image_sha256),
         phash,  # 0 also where an image is blank

@@ -39,6 +39,7 @@ SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
+TOKEN = re.compile(r"\w+|[^\w\s]")
 COPY_COMMANDS = {"gs": "gcloud storage rsync", "s3": "aws s3 sync"}  # they go on where they stopped
 
 
@@ -126,12 +127,17 @@ def hash64(text: str | bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
 
 
-def article_key(record: "Record") -> str:
-    """Names the record's article alike in all corpora; "" where the record does not say it.
+def num_tokens(text: str) -> int:
+    """Words and punctuation marks, whatever the tokenizer will be."""
+    return len(TOKEN.findall(text))
+
+
+def article_key(article_id: str) -> str:
+    """Names an article alike in all corpora; "" where there is no id.
 
     "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
     """
-    name = record.article_id.strip().lower()
+    name = article_id.strip().lower()
     if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
         return pmcid[1]
     return re.sub(r"^(https?://(dx\.)?doi\.org/|doi: ?)", "", name)
@@ -142,7 +148,7 @@ def figure_key(record: "Record") -> str:
 
     Of PMC123 "Fig1.JPG" and of 123 "fig1" -> "123\\0fig1".
     """
-    article = article_key(record)
+    article = article_key(record.article_id)
     figure = re.sub(r"\.(jpe?g|png|gif|tiff?)$", "", record.figure_id.strip().lower())
     return f"{article}\0{figure}" if article and figure else ""
 
@@ -157,7 +163,10 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
     }
     row |= {"split": example.split, "record_bytes": packed_bytes}
     row |= {"image_sha256": record.image_sha256}
-    row |= {f"{field}_chars": len(text.strip()) for field, text in record.texts().items()}
+    texts = record.texts()
+    row |= {f"{field}_chars": len(text.strip()) for field, text in texts.items()}
+    row |= {"caption_tokens": num_tokens(record.caption)}
+    row |= {"texts_hash": hash64("\x1f".join(texts.values()))}  # one image, two captions
     if clash := (row.keys() | {"position"}) & example.signals.keys():
         raise ValueError(
             f"signals {sorted(clash)} are names of the record's own columns. Rename them."

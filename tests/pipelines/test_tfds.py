@@ -94,7 +94,7 @@ def test_no_digit_of_a_number_is_lost(dataset, tfds_dataset):
 
 def test_lengths_of_texts_are_those_of_the_dataset(dataset, tfds_dataset):
     order = np.concatenate([dataset.positions(s) for s in ("train", "validation", "test")])
-    names = ["caption_chars", "references_chars"]
+    names = ["caption_chars", "caption_tokens", "references_chars"]
     assert tfds_dataset.columns(names) == dataset.columns(names).take(order)
 
 
