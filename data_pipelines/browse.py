@@ -1,7 +1,7 @@
 r"""A page to look through a corpus: search captions, filter by signals, compare two subsets.
 
-    python -m data_pipelines.browse --dataset=DATASET             # then open the address it says
-    python -m data_pipelines.browse --dataset=DATASET,SUBSET_A,SUBSET_B
+    python -m data_pipelines.browse DATASET             # then open the address it says
+    python -m data_pipelines.browse DATASET SUBSET_A SUBSET_B
 
 Listens on this machine alone unless --host says otherwise: it has no password. Captions are read
 once, and kept in --cache for the next time.
@@ -270,4 +270,4 @@ def main(options: BrowseOptions) -> None:
 
 
 if __name__ == "__main__":
-    run(main, BrowseOptions)
+    run(main, BrowseOptions, positional="dataset")

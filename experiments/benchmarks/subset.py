@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.subset --out=subset.json
 
 Writes a metadata.parquet of --rows rows with columns that every dataset has, and some signals
-(about 750 MB for 5 million), then runs data_pipelines.subset on it in a process of its own, plain and stratified, and
-reports wall time, CPU time and the peak of resident memory of that process. Goal: under 5 s and 2
-GiB. A minute or two on 2 cores.
+(about 750 MB for 5 million), then runs data_pipelines.subset on it in a process of its own, plain
+and stratified, and reports wall time, CPU time and the peak of resident memory of that process.
+Goal: under 5 s and 2 GiB. A minute or two on 2 cores.
 """
 
 import json
