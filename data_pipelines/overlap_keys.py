@@ -181,13 +181,13 @@ def _verify(
     starts = np.flatnonzero(np.diff(clusters[first], prepend=-1))
     sizes = np.diff(np.append(starts, len(first)))
     compared = np.flatnonzero(np.repeat(sizes > 1, sizes))
-    leaders = np.arange(len(first))
+    leader = np.arange(len(first))
     with _thumbnails(collections, first[compared], workers) as thumbnails_CF:
         stop = 0
         for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
             begin, stop = stop, stop + size
-            leaders[start : start + size] = start + _leaders(thumbnails_CF[begin:stop])
-    same = first[leaders][np.cumsum(is_new) - 1]  # of each row the first with its image
+            leader[start : start + size] = start + leaders(thumbnails_CF[begin:stop])
+    same = first[leader][np.cumsum(is_new) - 1]  # of each row the first with its image
     verified = np.zeros(len(clusters), np.int64)
     verified[rows] = np.where(np.bincount(same)[same] > 1, same + 1, 0) if len(rows) else 0
     return verified
@@ -234,24 +234,24 @@ def _normalised(thumbnails_NF: np.ndarray) -> np.ndarray:
     return values_NF / np.maximum(np.linalg.norm(values_NF, axis=1, keepdims=True), 1e-6)
 
 
-def _leaders(thumbnails_NF: np.ndarray) -> np.ndarray:
+def leaders(thumbnails_NF: np.ndarray) -> np.ndarray:
     """int64 [N]: of each the first leader that it correlates with; a leader is its own, as it
     correlates with none before it. Compared block by block."""
-    leaders = np.full(len(thumbnails_NF), -1)
-    for start in range(0, len(leaders), BLOCK):
-        rows = np.arange(start, min(start + BLOCK, len(leaders)))
+    leader = np.full(len(thumbnails_NF), -1)
+    for start in range(0, len(leader), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(leader)))
         block_BF = _normalised(thumbnails_NF[rows])
-        heads = np.flatnonzero(leaders[:start] == np.arange(start))
+        heads = np.flatnonzero(leader[:start] == np.arange(start))
         for low in range(0, len(heads), BLOCK):
             some = heads[low : low + BLOCK]
-            free = np.flatnonzero(leaders[rows] < 0)
+            free = np.flatnonzero(leader[rows] < 0)
             similar = block_BF[free] @ _normalised(thumbnails_NF[some]).T >= MIN_CORRELATION
             found = similar.any(axis=1)
-            leaders[rows[free[found]]] = some[similar[found].argmax(axis=1)]
+            leader[rows[free[found]]] = some[similar[found].argmax(axis=1)]
         similar = block_BF @ block_BF.T >= MIN_CORRELATION
-        for i in np.flatnonzero(leaders[rows] < 0):
-            if leaders[rows[i]] < 0:
-                joining = similar[i] & (leaders[rows] < 0)
-                leaders[rows[joining]] = rows[i]
-                leaders[rows[i]] = rows[i]
-    return leaders
+        for i in np.flatnonzero(leader[rows] < 0):
+            if leader[rows[i]] < 0:
+                joining = similar[i] & (leader[rows] < 0)
+                leader[rows[joining]] = rows[i]
+                leader[rows[i]] = rows[i]
+    return leader

@@ -164,7 +164,7 @@ def test_leaders_are_those_of_a_plain_loop(monkeypatch):
     for i in range(60):
         leaders = [j for j in range(i) if expected[j] == j and correlation[i, j] >= 0.96]
         expected.append(min(leaders, default=i))
-    assert overlap_keys._leaders(thumbnails).tolist() == expected
+    assert overlap_keys.leaders(thumbnails).tolist() == expected
     assert 12 < len(set(expected)) < 40
 
 
