@@ -240,8 +240,8 @@ HOSTILE = [
     ("number = 'many'", "Could not convert string 'many'"),
     ("tokens::INT > 3", "Could not convert string 'many'"),
     ("true) UNION SELECT (5", "must be one expression"),
-    ("1), (2", "must be one expression"),
-    ("true) FROM metadata WHERE (true", "must be one expression"),
+    ("1), (2", "is not SQL"),
+    ("true) FROM metadata WHERE (true", "is not SQL"),
     ("true) LIMIT (5", "must be one expression"),
     ("true); DROP VIEW metadata; SELECT (1", "is not SQL"),
     ("number IN (SELECT position FROM metadata)", "must be one expression"),
@@ -250,6 +250,18 @@ HOSTILE = [
     ("current_timestamp > '2020-01-01'", "must give the same every time"),
     ("getenv('HOME') = 'x'", "must give the same every time"),
     (" ", "where is empty"),
+    ("true) GROUP BY (position", "must be one expression"),
+    ("true) USING SAMPLE (1", "must be one expression"),
+    ("true) QUALIFY (true", "must be one expression"),
+    ("number = ?", "must be one expression"),
+    ("localtimestamp > '2020-01-01'", "must give the same every time; localtimestamp does not"),
+    ("age('2020-01-01'::timestamp) > interval 1 day", "must give the same every time; age"),
+    ("ago('1 day'::interval) > '2020-01-01'", "must give the same every time; ago"),
+    ("current_query() = 'x'", "must give the same every time; current_query"),
+    ("current_user = 'x'", "current_user is no column. Columns: position"),
+    ("list_contains([1], number) OR len([x FOR x IN [1] IF y = 1]) > 0", "y is no column"),
+    ("len(repeat('a', 3000000000)) > 1", "repeat is refused"),
+    ("number", "gives BIGINT; it must be true or false"),
     ("number < 0", "only 0 records are eligible .in_splits 360, matching 0"),
 ]
 
@@ -259,6 +271,18 @@ def test_a_bad_query_is_told_in_one_line(choose, where, message):
     with pytest.raises(ValueError, match=message) as said:
         choose(where=where)
     assert "\n" not in str(said.value)
+
+
+def test_ordinary_expressions_are_taken(choose):
+    for where in (
+        "Number < 5",
+        "metadata.\"number\" BETWEEN 0 AND 4 AND split = 'train' AND NOT isnan(number::DOUBLE)",
+        "number < 5 AND regexp_matches(article_id, '^PMC') AND hash(article_id) IS NOT NULL",
+        "len(list_filter([number], lambda x: x < 5)) = 1",
+        "len([x FOR x IN [number] IF x < 5]) = 1",
+        "CASE WHEN number < 5 THEN true ELSE false END",
+    ):
+        assert choose(where=where) == set(range(5)), where
 
 
 def test_a_comment_does_not_swallow_ours(choose):
