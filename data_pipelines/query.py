@@ -17,8 +17,8 @@ import duckdb
 from jaxclip.data.record import METADATA, Dataset
 
 MEMORY = "1500MB"
-# What DuckDB calls consistent, but is not: age(x) is counted from today.
-UNSTABLE = {"age", "getenv"}
+# What DuckDB calls consistent, or does not tell of: age(x) is counted from today.
+UNSTABLE = {"age", "getenv", "version", "current_localtimestamp", "current_localtime"}
 # Names without brackets that are functions, where no column has them.
 CLOCK = {"current_timestamp", "current_date", "current_time", "localtime", "localtimestamp"}
 # As large as a number says, whatever the data: gigabytes, for minutes that nothing can interrupt.
@@ -73,6 +73,7 @@ def check_where(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     if unknown:  # current_user, too, is read as a column's name
         raise ValueError(f"where ({where}): {min(unknown)} is no column. {told}")
     try:
+        connection.execute(f"SELECT position FROM metadata WHERE (\n{where}\n) LIMIT 0")
         described = connection.execute(f"DESCRIBE SELECT (\n{where}\n) FROM metadata").fetchall()
     except duckdb.Error as error:
         raise ValueError(f"where ({where}): {_line(error)} {told}") from None

@@ -257,6 +257,8 @@ HOSTILE = [
     ("localtimestamp > '2020-01-01'", "must give the same every time; localtimestamp does not"),
     ("age('2020-01-01'::timestamp) > interval 1 day", "must give the same every time; age"),
     ("ago('1 day'::interval) > '2020-01-01'", "must give the same every time; ago"),
+    ("current_localtimestamp() > '2020-01-01'::TIMESTAMP", "must give the same every time"),
+    ("sum(number) > 1", "cannot contain aggregates.*Columns: position"),
     ("current_query() = 'x'", "must give the same every time; current_query"),
     ("current_user = 'x'", "current_user is no column. Columns: position"),
     ("list_contains([1], number) OR len([x FOR x IN [1] IF y = 1]) > 0", "y is no column"),
