@@ -12,7 +12,17 @@ from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
 from data_pipelines.signals import signals
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example, Record, split_of
+from jaxclip.data.record import (
+    SPLIT_NAMES,
+    TEXT_FIELDS,
+    Drop,
+    Example,
+    Record,
+    own_columns,
+    split_of,
+)
+
+SIZES = {"original_width", "original_height"}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -66,6 +76,13 @@ class FieldOptions(FigureOptions):
 
     def __post_init__(self):
         self.keep = tuple(self.keep)
+
+    def validate(self) -> None:
+        FigureOptions.validate(self)
+        if clash := sorted({*self.keep} & (own_columns() | SIZES)):
+            raise ValueError(
+                f"keep ({clash[0]!r}) is a column that every record has. Leave it out."
+            )
 
     def text(self, row: Mapping[str, Any], role: str) -> str:
         """`text(row, "figure")`: what the field of that role holds; "" if none has it."""

@@ -31,6 +31,7 @@ class Layout:
     to_figure: Callable[[Row], Figure] | None = None  # None: by the fields of the command line
     source: str = ""  # name of the corpus; "": the layout's
     licence: str = ""
+    split_by_file: bool = False  # the files' names say train, validation or test
     image_names: Callable[[Row], Sequence[str]] = lambda row: ()  # in --images: the first that is
 
 
@@ -282,10 +283,15 @@ LAYOUTS = {
         reader="table",
         files="data/*/radiology/*data.csv, with images/ beside each",
         to_figure=roco,
+        split_by_file=True,
         image_names=lambda row: (f"images/{row.get('name')}", f"images/{row.get('id')}.jpg"),
     ),
     "rocov2": Layout(
-        reader="parquet", files="data/*.parquet", to_figure=rocov2, licence="CC BY-NC-SA 4.0"
+        reader="parquet",
+        files="data/*.parquet",
+        to_figure=rocov2,
+        licence="CC BY-NC-SA 4.0",
+        split_by_file=True,
     ),
     "medicat": Layout(
         reader="table",

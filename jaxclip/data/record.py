@@ -174,6 +174,12 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
     return row | example.signals
 
 
+def own_columns() -> set[str]:
+    """Names of the columns that metadata.parquet has of every record."""
+    record = Record(image=b"", width=1, height=1, caption="")
+    return {"position", *_metadata_row(Example(record=record, split="train"), 0)}
+
+
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
     """Writes a small file whole or not at all, also where two processes do so at once."""
     path = epath.Path(path)

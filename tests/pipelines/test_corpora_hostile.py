@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines import tars, text_table, webdataset
+from data_pipelines import corpora, tars, text_table, webdataset
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.synthetic_releases import draw
 from data_pipelines.text_table import BadRow, read_text_table
@@ -150,6 +150,68 @@ def test_a_parquet_of_a_webdataset_keeps_its_keys(tmp_path):
     columns |= {"__url__": pa.array([None, None], pa.string()), "__split__": [1, 2]}
     dataset = build(tmp_path, {"train.parquet": pa.table(columns)}, layout="parquet")
     assert [dataset[i].article_id for i in range(2)] == ["PMC1", "row 1"]
+
+
+def test_a_parquet_that_is_none_or_damaged_is_told(tmp_path):
+    good = pa.table({"jpg": [IMAGE] * 3, "caption": ["x"] * 3})
+    files = {"a.parquet": good, "b.parquet": b"PAR1junkPAR1"}
+    dataset = build(tmp_path, files, layout="parquet")
+    assert dataset.manifest["counts"]["dropped"] == {"unreadable parquet": 1}
+    assert len(dataset) == 3
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[4:200] = bytes(196)  # the first page's header
+    (tmp_path / "c").mkdir()
+    files = {"a.parquet": good, "c.parquet": bytes(data)}
+    dataset = build(tmp_path / "c", files, layout="parquet")
+    assert dataset.manifest["counts"]["dropped"] == {"unreadable parquet": 1}
+
+
+# --- Options that fit no row ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ["options", "message"],
+    [
+        ({"caption": "capton"}, "caption: no field 'capton' in the first 1 rows of .*a.tar. There"),
+        ({"group": "patient"}, "group: no field 'patient' .*There are: caption, year, __key__"),
+        ({"keep": ("year", "yaer")}, "keep: no field 'yaer'"),
+        ({"image": "imgae"}, "image: no field 'imgae'"),
+        ({"keep": ("width",)}, "keep .'width'. is a column that every record has"),
+    ],
+)
+def test_a_misspelt_field_is_told_before_the_work(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, {"a.tar": tar_of(sample("s", year=1))}, layout="webdataset", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_without_a_caption_is_told_before_the_work(tmp_path):
+    files = {"a.parquet": pa.table({"jpg": [IMAGE], "title": ["x"]})}
+    with pytest.raises(ValueError, match="caption: none of caption, txt, .*title"):
+        build(tmp_path, files, layout="parquet")
+
+
+@pytest.mark.parametrize(
+    ["path", "split"],
+    [
+        ("data/validation-00000-of-00002.parquet", "validation"),
+        ("s3://b/all/test/radiology/testdata.csv", "test"),
+        ("data/valid/0001.tar", "validation"),
+        ("runs/test_corpora/part-0.tar", ""),  # a folder that only has the word in it
+        ("/train/a/b/c-0.tar", ""),
+    ],
+)
+def test_the_split_that_a_file_name_tells(path, split):
+    assert corpora._split_of_file(path) == split
+
+
+def test_files_that_tell_no_split_are_split_by_article(tmp_path, capsys):
+    struct = [{"bytes": IMAGE, "path": ""}] * 40
+    ids = [f"ROCOv2_{n}" for n in range(40)]
+    files = {"part-0.parquet": pa.table({"image": struct, "caption": ids, "image_id": ids})}
+    dataset = build(tmp_path, files, layout="rocov2", split=(0.5, 0.25, 0.25))
+    assert set(dataset.metadata["split"].to_pylist()) == {"train", "validation", "test"}
+    assert "1 of 1 files, e.g. " in capsys.readouterr().out
 
 
 def test_a_name_that_is_no_utf8(tmp_path):
