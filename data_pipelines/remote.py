@@ -110,10 +110,16 @@ def _size(info: dict) -> int:
 
 
 def open_file(path: str) -> io.BufferedIOBase:
-    """A file to read; one that is far away is read ahead, and opened again where it broke off."""
+    """A file to read; one that is far away is read ahead, and opened again where it broke off.
+
+    Raises ValueError: no access.
+    """
     if not is_url(path):
         return open(path, "rb")
-    return io.BufferedReader(_Retrying(path), BLOCK_BYTES)
+    try:
+        return io.BufferedReader(_Retrying(path), BLOCK_BYTES)
+    except PermissionError as error:
+        raise _no_access(path, "read", error) from None
 
 
 class _Retrying(io.RawIOBase):
@@ -151,6 +157,8 @@ class _Retrying(io.RawIOBase):
                 break
             except FileNotFoundError:
                 raise
+            except PermissionError as error:
+                raise _no_access(self._path, "read", error) from None
             except Exception as error:  # each protocol has errors of its own
                 if attempt == RETRIES:
                     raise OSError(f"{self._path} at byte {self._position}: {error}") from error
@@ -224,10 +232,14 @@ def _one_line(path: str, done: str) -> Iterator[None]:
     except Exception as error:
         if not is_url(path):
             raise
-        raise ValueError(
-            f"{path} cannot be {done} ({type(error).__name__}: {error}). Is there such a bucket, "
-            "and are you logged in and allowed to read and write it?"
-        ) from error
+        raise _no_access(path, done, error) from error
+
+
+def _no_access(path: str, done: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} cannot be {done} ({type(error).__name__}: {error}). Is there such a bucket, "
+        "and are you logged in and allowed to read and write it?"
+    )
 
 
 def list_files(folder: str) -> list[str]:
