@@ -1,6 +1,6 @@
 r"""How much do datasets share with each other and with evaluation sets, and what to leave out?
 
-    python -m data_pipelines.overlap OPEN_PMC PMC_OA BIOMEDICA --eval ROCO QUILT --out=DIR
+    python -m data_pipelines.overlap OPEN_PMC PMC_OA BIOMEDICA --eval ROCO QUILT [--out=DIR]
     python -m data_pipelines.subset ... --exclude=DIR/exclude/OPEN_PMC-in-evals.npy
 
 Datasets, subsets or TFDS. Five ways to be the same, each a matrix "share of A's records that have a
@@ -44,7 +44,7 @@ class OverlapOptions:
     dataset: tuple[str, ...] = option((), "datasets or subsets, comma-separated")
     eval: tuple[str, ...] = option((), "those that evaluation is on, comma-separated")
     eval_split: str = option("", "of the evaluation sets: train, validation, test; default: all")
-    out: str = option("", "folder for the report and lists")
+    out: str = option("overlap", "folder for the report and lists")
     max_distance: int = option(6, "bits of 64 that near duplicates may differ in")
     exclude_by: tuple[str, ...] = option(KINDS, "what counts as seen in an evaluation set")
     duplicate_by: tuple[str, ...] = option(("figure", "image", "near"), "... between datasets")
