@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -182,10 +183,11 @@ def test_figures_that_are_named_in_different_ways_are_not_compared(tmp_path, cap
 def test_the_command_as_the_issue_has_it(measured, tmp_path):
     options, report = measured
     command = [sys.executable, "-m", "data_pipelines.overlap", *options.dataset]
-    command += ["--eval", *options.eval, "--out", str(tmp_path / "o"), "--workers=1"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command += ["--eval", *options.eval]
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    again = json.loads((tmp_path / "o" / "overlap.json").read_text())
+    again = json.loads((tmp_path / "overlap" / "overlap.json").read_text())
     assert again["matrix"] == report["matrix"]
 
 
