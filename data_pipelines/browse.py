@@ -1,7 +1,7 @@
 r"""A page to look through a corpus: search captions, filter by signals, compare two subsets.
 
-    python -m data_pipelines.browse --dataset=DATASET             # then open the address it says
-    python -m data_pipelines.browse --dataset=DATASET,SUBSET_A,SUBSET_B
+    python -m data_pipelines.browse DATASET             # then open the address it says
+    python -m data_pipelines.browse DATASET SUBSET_A SUBSET_B
 
 Listens on this machine alone unless --host says otherwise: it has no password. Captions are read
 once, and kept in --cache for the next time.
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import http.server
 import os
+import socket
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -25,11 +26,12 @@ import tqdm
 from etils import epath
 
 from data_pipelines.options import option, run
-from data_pipelines.query import check_where, connect, run_query
+from data_pipelines.query import check_where, connect, deadline, run_query
 from jaxclip.data.record import TEXT_FIELDS, Dataset
 from jaxclip.data.subset import Subset, open_dataset
 
 PER_PAGE = 24
+SECONDS = 20  # that a search may take
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 IMAGE_TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png"}
 HEADERS = {  # what a caption may do, should it get out of its quotes: nothing
@@ -85,7 +87,7 @@ class Corpus:
             f"WHERE {text_condition}"
         )
         values = [text] if text else []
-        with self._lock:
+        with self._lock, deadline(self._connection, SECONDS):
             check_where(self._connection, where)
             (count,) = run_query(self._connection, where, f"SELECT count(*) AS n {query}", values)[
                 "n"
@@ -196,8 +198,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        host = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if self.server.is_private and host not in LOOPBACK:  # another site's name for this machine
+        if self.server.is_private and not self._is_from_here():
             return self.send_error(HTTPStatus.FORBIDDEN)
         url = urllib.parse.urlsplit(self.path)
         try:
@@ -211,6 +212,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._send(record_page(self.server.corpora, number, position).encode())
         image = self.server.corpora[number].dataset[position].image
         self._send(image, IMAGE_TYPES.get(image[:2], "application/octet-stream"))
+
+    do_HEAD = do_GET
+
+    def _is_from_here(self) -> bool:
+        """Not by another site's name for this machine, nor from another site's page."""
+        try:
+            host = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            return False
+        site = self.headers.get(
+            "Sec-Fetch-Site", "none"
+        )  # a browser says it, no page can change it
+        return host in LOOPBACK and site in ("same-origin", "none")
 
     def _parse(self, path: str) -> tuple[str, int, int]:
         """ "/image/0/17" -> ("image", 0, 17). Raises LookupError: no such thing."""
@@ -230,7 +244,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, *_) -> None:
         pass  # the terminal is for what matters
@@ -246,16 +261,19 @@ class Server(http.server.ThreadingHTTPServer):
         cache = epath.Path(os.path.expanduser(options.cache))
         self.corpora = [Corpus(path, cache) for path in options.dataset]
         self.is_private = options.host in LOOPBACK
+        if ":" in options.host:
+            self.address_family = socket.AF_INET6
         try:
             super().__init__((options.host, options.port), Handler)
         except OSError as error:
             raise ValueError(
-                f"host, port ({options.host}:{options.port}): {error}. Choose another --port."
+                f"host ({options.host}), port ({options.port}): {error}. Choose others."
             ) from None
 
     @property
     def address(self) -> str:
-        return f"http://{self.server_address[0]}:{self.server_address[1]}/"
+        host, port = self.server_address[:2]
+        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def main(options: BrowseOptions) -> None:
@@ -270,4 +288,4 @@ def main(options: BrowseOptions) -> None:
 
 
 if __name__ == "__main__":
-    run(main, BrowseOptions)
+    run(main, BrowseOptions, positional="dataset")

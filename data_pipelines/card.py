@@ -24,7 +24,7 @@ from data_pipelines.options import option, run
 from jaxclip.data.record import METADATA, TEXT_FIELDS, Dataset, Record, write_atomically
 
 IDENTITIES = {"position", "article_id", "figure_id", "panel_id", "image_sha256", "article_title"}
-IDENTITIES |= {"pmid", "doi", "perceptual_hash", "caption_hash"}
+IDENTITIES |= {"pmid", "doi", "perceptual_hash", "caption_hash", "texts_hash"}
 IDENTITIES |= {"duplicate_cluster", "caption_cluster"}
 HIDDEN = {"panel_box"}
 BINS = 32

@@ -28,6 +28,7 @@ and says what IMAGE is.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -35,13 +36,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from data_pipelines.figure import FieldOptions, Figure, as_text, to_example
+from data_pipelines.figure import FieldOptions, Figure, as_signal, as_text, to_example
 from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
-from data_pipelines.remote import exists, expand, is_url, open_file
+from data_pipelines.parquet import parquet_jobs, read_parquet
+from data_pipelines.remote import exists, expand, is_url
 from data_pipelines.table import key_warnings
 from data_pipelines.text_table import BadRow, num_rows, read_rows, read_text_table, stage
 from data_pipelines.tfds import read_tfds, tfds_jobs
@@ -56,6 +56,7 @@ SUFFIXES = {
     "table": (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv"),
 }
 ROWS_PER_SHARD = 4096
+CHECKED_ROWS = 100  # of the first file, for the fields of the command line
 ROLES = (*TEXT_FIELDS, "figure", "panel", "licence")
 IMAGE_FIELDS = ("image_bytes", "image", "jpg", "png", "webp")
 CAPTION_FIELDS = ("caption", "txt", "text", "report")
@@ -103,6 +104,10 @@ def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
         files = {path: -1 for path in options.input}
     else:
         files = expand(options.input, SUFFIXES[layout.reader])
+    if options.layout in GENERIC:
+        _check_fields(options, list(files))
+    elif layout.split_by_file and not options.split_by_article:
+        _tell_of_splits(list(files))
     listing = json.dumps(sorted(files.items()))
     content = options.content() | {"images": options.images}
     dataset = build_dataset(
@@ -124,20 +129,36 @@ def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
     return dataset
 
 
+def _check_fields(options: CorpusOptions, files: list[str]) -> None:
+    """Raises ValueError before the work: a field of the command line that no row has."""
+    layout = layout_of(options.layout)
+    job = next(iter(JOBS[layout.reader](options, files[:1])), None)
+    rows = itertools.islice(_rows(options, layout, job), CHECKED_ROWS) if job else ()
+    rows = [row for row in rows if not isinstance(row, Drop)]
+    have = {k: 0 for row in rows for k in row if k != "image_bytes" or row[k] is not None}
+    if not rows:
+        return
+    told = f"in the first {len(rows)} rows of {files[0]}. There are: {', '.join(have)}."
+    for role in ("image", "group", *ROLES, "keep"):
+        names = getattr(options, role)
+        for name in names if isinstance(names, tuple) else filter(None, [names]):
+            if name not in have:
+                raise ValueError(f"{role}: no field {name!r} {told}")
+    for role, names in (("image", IMAGE_FIELDS), ("caption", CAPTION_FIELDS)):
+        if not getattr(options, role) and not have.keys() & {*names}:
+            wanted = ", ".join(names)
+            raise ValueError(f"{role}: none of {wanted} is {told} Name it: --{role}=FIELD.")
+
+
+def _tell_of_splits(files: list[str]) -> None:
+    if unknown := [file for file in files if not _split_of_file(file)]:
+        print(
+            f"Note: {len(unknown)} of {len(files)} files, e.g. {unknown[0]}, do not say train, "
+            "validation or test in their names: their records are split by article."
+        )
+
+
 # --- Jobs: what one shard is made of -------------------------------------------------------------
-
-
-def _tar_jobs(options: CorpusOptions, files: list[str]) -> list[str]:
-    return files
-
-
-def _parquet_jobs(options: CorpusOptions, files: list[str]) -> list[tuple[str, int]]:
-    """(file, row group): a group is what can be read at once."""
-    jobs = []
-    for file in files:
-        with open_file(file) as opened:
-            jobs += [(file, group) for group in range(pq.ParquetFile(opened).num_row_groups)]
-    return jobs
 
 
 def _table_jobs(options: CorpusOptions, files: list[str]) -> list[range]:
@@ -157,11 +178,15 @@ def _table_rows(files: list[str]) -> Iterator[dict[str, Any] | BadRow]:
             if isinstance(row, BadRow):
                 yield BadRow(f"{file}, {row.detail}")
             else:
-                row = {"__key__": str(number), "__url__": file, **row}
+                row = row | {"__key__": str(number), "__url__": file}
                 yield {"row": json.dumps(row)}
 
 
-JOBS = {"tar": _tar_jobs, "parquet": _parquet_jobs, "table": _table_jobs}
+JOBS = {
+    "tar": lambda options, files: files,
+    "parquet": lambda options, files: parquet_jobs(files),
+    "table": _table_jobs,
+}
 JOBS["tfds"] = lambda options, files: tfds_jobs(files, ROWS_PER_SHARD)
 
 
@@ -175,12 +200,13 @@ def make_items(options: CorpusOptions, job: Any) -> Iterator[Example | Drop]:
             yield row
             continue
         try:
-            row["__split__"] = _split_of_file(row.get("__split__") or row["__url__"])
+            if layout.reader != "tfds":  # which knows it
+                row["__split__"] = _split_of_file(row["__url__"])
             if layout.to_figure:
                 figure = layout.to_figure(row)
             else:
                 figure = _figure_of_fields(options, row)
-            split = None if options.split_by_article else figure.split
+            split = None if options.split_by_article else figure.split or None
             source = options.source or layout.source or options.layout
             licence = figure.licence or layout.licence
             figure = dataclasses.replace(figure, split=split, source=source, licence=licence)
@@ -194,29 +220,10 @@ def _rows(options: CorpusOptions, layout: Layout, job: Any) -> Iterable[dict[str
     if layout.reader == "tar":
         return read_samples(job)
     if layout.reader == "parquet":
-        return _parquet_rows(*job)
+        return read_parquet(*job)
     if layout.reader == "tfds":
         return read_tfds(*job)
     return _staged_rows(options, layout, job)
-
-
-def _parquet_rows(file: str, group: int) -> Iterator[dict[str, Any]]:
-    with open_file(file) as opened:
-        parquet = pq.ParquetFile(opened)
-        first = sum(parquet.metadata.row_group(i).num_rows for i in range(group))
-        number = first
-        for batch in parquet.iter_batches(64, row_groups=[group], use_threads=False):
-            for row in batch.to_pylist():
-                yield {"__key__": f"row {number}", "__url__": file} | _with_bytes(row)
-                number += 1
-
-
-def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
-    """Hugging Face's {"bytes", "path"} of the column "image" becomes image_bytes."""
-    image = row.get("image")
-    if isinstance(image, Mapping) and image.get("bytes") is not None:
-        return row | {"image_bytes": image["bytes"]}
-    return row
 
 
 def _staged_rows(
@@ -253,10 +260,13 @@ def _find_image(root: str, names: Iterable[str]) -> bytes | ImageError:
 
 
 @functools.lru_cache(maxsize=64)  # a shard's rows come from one file
-def _split_of_file(name: str) -> str:
-    """ "data/validation-00000-of-00002.parquet" -> "validation"; "" where the name tells none."""
-    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
+def _split_of_file(path: str) -> str:
+    """ "data/validation-00000-of-00002.parquet", "valid/0.tar" -> "validation"; "" where the file's
+    name has no word for it and none of its two folders is one."""
+    *folders, name = path.lower().split("/")
+    words = "".join(c if c.isalpha() else " " for c in name).split()
     words += [word.removesuffix("data") for word in words if word.endswith("data")]
+    words = [*folders[-2:], *words]
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
 
 
@@ -277,17 +287,10 @@ def _figure_of_fields(options: CorpusOptions, row: Mapping[str, Any]) -> Figure:
         article_id=options.text(row, "group") if options.group else article or key,
         figure_id=texts.pop("figure") or (figure if article else key),
         panel_id=texts.pop("panel") or panel,
-        split=row["__split__"] or None,
-        signals={name: _signal(row.get(name)) for name in options.keep},
+        split=row["__split__"],
+        signals={name: as_signal(row.get(name)) for name in options.keep},
         **texts,
     )
-
-
-def _signal(value: Any) -> Any:
-    """What metadata.parquet and JSON can hold."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return [as_text(v) for v in value] if isinstance(value, (list, tuple)) else as_text(value)
 
 
 GENERIC = {

@@ -6,11 +6,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.images import prepare_image
 from data_pipelines.options import WriteOptions, option
 from data_pipelines.signals import signals
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example, Record, split_of
+from jaxclip.data.record import (
+    SPLIT_NAMES,
+    TEXT_FIELDS,
+    Drop,
+    Example,
+    Record,
+    own_columns,
+    split_of,
+)
+
+SIZES = {"original_width", "original_height"}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -64,6 +76,13 @@ class FieldOptions(FigureOptions):
 
     def __post_init__(self):
         self.keep = tuple(self.keep)
+
+    def validate(self) -> None:
+        FigureOptions.validate(self)
+        if clash := sorted({*self.keep} & (own_columns() | SIZES)):
+            raise ValueError(
+                f"keep ({clash[0]!r}) is a column that every record has. Leave it out."
+            )
 
     def text(self, row: Mapping[str, Any], role: str) -> str:
         """`text(row, "figure")`: what the field of that role holds; "" if none has it."""
@@ -147,6 +166,19 @@ def as_text(value: Any) -> str:
         return "\n".join(filter(None, map(as_text, value)))
     # half a surrogate pair, which JSON can hold, is no UTF-8
     return str(value).encode(errors="replace").decode().strip()
+
+
+def as_signal(value: Any) -> Any:
+    """What metadata.parquet and JSON can hold: a bool, number or text, or a list of texts."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return [as_text(v) for v in value] if isinstance(value, (list, tuple)) else as_text(value)
 
 
 def as_json(value: Any) -> Any:

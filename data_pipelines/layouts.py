@@ -31,6 +31,7 @@ class Layout:
     to_figure: Callable[[Row], Figure] | None = None  # None: by the fields of the command line
     source: str = ""  # name of the corpus; "": the layout's
     licence: str = ""
+    split_by_file: bool = False  # the files' names say train, validation or test
     image_names: Callable[[Row], Sequence[str]] = lambda row: ()  # in --images: the first that is
 
 
@@ -57,7 +58,7 @@ def figure_of(row: Row, item: str = "", **fields: Any) -> Figure:
     image = row.get("image_bytes")
     common = {
         "name": f"line {row['__key__']}: {item}" if item else f"{row['__url__']}: {row['__key__']}",
-        "image": ImageError("no image") if image is None else image,
+        "image": image if isinstance(image, (bytes, ImageError)) else ImageError("no image"),
         "caption": caption_text(row.get("caption")),
     }
     return Figure(**common | fields)
@@ -282,10 +283,15 @@ LAYOUTS = {
         reader="table",
         files="data/*/radiology/*data.csv, with images/ beside each",
         to_figure=roco,
+        split_by_file=True,
         image_names=lambda row: (f"images/{row.get('name')}", f"images/{row.get('id')}.jpg"),
     ),
     "rocov2": Layout(
-        reader="parquet", files="data/*.parquet", to_figure=rocov2, licence="CC BY-NC-SA 4.0"
+        reader="parquet",
+        files="data/*.parquet",
+        to_figure=rocov2,
+        licence="CC BY-NC-SA 4.0",
+        split_by_file=True,
     ),
     "medicat": Layout(
         reader="table",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from absl import flags
@@ -43,14 +43,42 @@ def take_beam_options(argv: list[str]) -> list[str]:
     return taken
 
 
-def run(build: Callable[..., Any], *option_classes: type) -> None:
+def with_flags(argv: Sequence[str], positional: str, lists: Collection[str]) -> list[str]:
+    """Arguments without a flag become one: `["D", "E", "--eval", "X", "Y", "--out=O"]` with
+    positional "dataset" -> `["--dataset=D,E", "--eval=X,Y", "--out=O"]`.
+
+    Args:
+      positional: the flag of what comes first.
+      lists: the flags that take many values.
+    """
+    values: dict[str, list[str]] = {}
+    others, name = [], positional
+    for argument in argv:
+        if argument.startswith("-"):
+            name = argument.lstrip("-") if argument.lstrip("-") in lists else ""
+            if not name:
+                others.append(argument)
+        elif name:
+            values.setdefault(name, []).append(argument)
+        else:
+            others.append(argument)  # the value of the flag before it, or for command.run to refuse
+    return [f"--{name}={','.join(found)}" for name, found in values.items()] + others
+
+
+def run(build: Callable[..., Any], *option_classes: type, positional: str = "") -> None:
     """Makes a flag of every field of the classes, then calls build(*options).
+
+    positional: the field that arguments without a flag are.
 
     Flags are defined here, not on import: a second program that imports this one has its own.
     """
+    fields = [field for options in option_classes for field in dataclasses.fields(options)]
+    if positional:
+        lists = {field.name for field in fields if isinstance(field.default, tuple)}
+        sys.argv[1:] = with_flags(sys.argv[1:], positional, lists)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
     define |= {float: flags.DEFINE_float}
-    for field in (f for options in option_classes for f in dataclasses.fields(options)):
+    for field in fields:
         if isinstance(field.default, tuple):
             default = [str(value) for value in field.default]
             flags.DEFINE_list(field.name, default, field.metadata["help"])

@@ -1,13 +1,14 @@
 r"""How much do datasets share with each other and with evaluation sets, and what to leave out?
 
-    python -m data_pipelines.overlap --dataset=OPEN_PMC,PMC_OA,BIOMEDICA --eval=ROCO,QUILT --out=DIR
+    python -m data_pipelines.overlap OPEN_PMC PMC_OA BIOMEDICA --eval ROCO QUILT [--out=DIR]
     python -m data_pipelines.subset ... --exclude=DIR/exclude/OPEN_PMC-in-evals.npy
 
 Datasets, subsets or TFDS. Five ways to be the same, each a matrix "share of A's records that have a
 counterpart in B": article (id), figure (article and figure id), image (bytes), near (perceptual
 hash within --max_distance bits, and thumbnails that correlate: re-encoded, resized), caption (its
-words, or the panel's; five or more). Ids are compared as PMC ids: case and "PMC" do not
-matter.
+words, or the panel's; five or more). Ids are compared as PMC ids: case and "PMC" do not matter.
+Corpora name figures in different ways (Open-PMC "Fig1", BIOMEDICA the graphic's file): where two
+have articles in common and no figure's id, `figure` is not comparable and says so.
 
 Leaves overlap.json, overlap.html with pairs to look at, and lists of uids for subset --exclude:
 exclude/A-in-evals.npy (what A shares with an evaluation set by --exclude_by) and exclude/A-in-B.npy
@@ -17,17 +18,20 @@ exclude/A-in-evals.npy (what A shares with an evaluation set by --exclude_by) an
 import base64
 import dataclasses
 import html
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
+from data_pipelines.fingerprint import MAX_DISTANCE
 from data_pipelines.options import option, run
 from data_pipelines.overlap_keys import KINDS, Collection, cluster, collect
 from data_pipelines.query import connect
 from data_pipelines.uids import save_uids, uids_of
-from jaxclip.data.record import write_atomically
+from jaxclip.data.record import SPLITS, write_atomically
+from jaxclip.data.subset import open_dataset
 from jaxclip.data.tfds import TfdsDataset
 
 EXAMPLES = 6  # pairs shown for two datasets
@@ -40,7 +44,7 @@ class OverlapOptions:
     dataset: tuple[str, ...] = option((), "datasets or subsets, comma-separated")
     eval: tuple[str, ...] = option((), "those that evaluation is on, comma-separated")
     eval_split: str = option("", "of the evaluation sets: train, validation, test; default: all")
-    out: str = option("", "folder for the report and lists")
+    out: str = option("overlap", "folder for the report and lists")
     max_distance: int = option(6, "bits of 64 that near duplicates may differ in")
     exclude_by: tuple[str, ...] = option(KINDS, "what counts as seen in an evaluation set")
     duplicate_by: tuple[str, ...] = option(("figure", "image", "near"), "... between datasets")
@@ -57,6 +61,10 @@ class OverlapOptions:
         for name in ("exclude_by", "duplicate_by"):
             if unknown := set(getattr(self, name)) - set(KINDS):
                 raise ValueError(f"{name} ({sorted(unknown)[0]!r}) must be of {', '.join(KINDS)}.")
+        if not 0 <= self.max_distance <= MAX_DISTANCE:
+            raise ValueError(f"max_distance ({self.max_distance}) must be 0 to {MAX_DISTANCE}.")
+        if self.eval_split not in ("", *SPLITS):
+            raise ValueError(f"eval_split ({self.eval_split!r}) must be of {', '.join(SPLITS)}.")
         names = [epath.Path(path).name for path in (*self.dataset, *self.eval)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
@@ -74,6 +82,8 @@ def measure_overlap(options: OverlapOptions) -> dict:
       ValueError, FileNotFoundError: an option; as open_dataset.
     """
     options.validate()
+    for path in (*options.dataset, *options.eval):
+        open_dataset(path)  # hours before the last one's turn comes
     out = epath.Path(options.out)
     (out / "exclude").mkdir(parents=True, exist_ok=True)
     splits = [""] * len(options.dataset) + [options.eval_split] * len(options.eval)
@@ -83,19 +93,24 @@ def measure_overlap(options: OverlapOptions) -> dict:
     ]
     cluster(collections, options.max_distance, options.workers)
     datasets, evals = collections[: len(options.dataset)], collections[len(options.dataset) :]
+    matrix = {kind: _matrix(collections, kind) for kind in KINDS}
+    remarks = _mark_not_comparable(matrix["figure"], collections)
     report = {
         "options": json.loads(json.dumps(dataclasses.asdict(options))),
         "collections": {
             c.name: {"records": len(c.positions), "content_hash": c.opened.content_hash}
             for c in collections
         },
-        "matrix": {kind: _matrix(collections, kind) for kind in KINDS},
+        "matrix": matrix,
+        "not_comparable": remarks,
         "exclude": _exclude(options, out, datasets, evals),
     }
     write_atomically(out / "overlap.json", json.dumps(report, indent=1))
     write_atomically(out / "overlap.html", page(report, collections))
     for name, count in report["exclude"].items():
         print(f"{count:>10,} records  {out / 'exclude' / name}")
+    for remark in remarks:
+        print(f"Note: {remark}")
     print(f"See {out / 'overlap.html'}")
     return report
 
@@ -109,6 +124,28 @@ def _matrix(collections: Sequence[Collection], kind: str) -> dict[str, dict[str,
         }
         matrix[a.name][a.name] = _repeated(a.values(kind))
     return matrix
+
+
+def _mark_not_comparable(
+    matrix: dict[str, dict[str, int | None]], collections: Sequence[Collection]
+) -> list[str]:
+    """Sets to None, in place, what is 0 because two name their figures in different ways."""
+    remarks = []
+    for a, b in itertools.combinations(collections, 2):
+        rows = [c.keys["article"] * (c.keys["figure"] != 0) for c in (a, b)]
+        articles = np.setdiff1d(np.intersect1d(*rows), [0])
+        if not len(articles) or np.intersect1d(a.keys["figure"], b.keys["figure"]).any():
+            continue
+        first = (np.flatnonzero(row == articles[0])[0] for row in rows)
+        ids = [
+            c.records[int(c.positions[row])].figure_id for c, row in zip((a, b), first, strict=True)
+        ]
+        remarks.append(
+            f"{a.name} and {b.name} have {len(articles):,} articles in common and no figure's id, "
+            f"e.g. {ids[0]!r} and {ids[1]!r}: by figure they are not comparable."
+        )
+        matrix[a.name][b.name] = matrix[b.name][a.name] = None
+    return remarks
 
 
 def _repeated(values: np.ndarray) -> int:
@@ -169,6 +206,8 @@ def page(report: Mapping, collections: Sequence[Collection]) -> str:
             row = f"<th>{html.escape(collection.name)}</th>{cells}<td>{total:,}</td>"
             parts.append(f"<tr>{row}</tr>")
         parts.append("</table>")
+        remarks = report["not_comparable"] if kind == "figure" else ()
+        parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
     parts.append("<h2>Lists to exclude</h2><table><tr><th>list</th><th>records</th></tr>")
     for name, count in report["exclude"].items():
         parts.append(f"<tr><th>{html.escape(name)}</th><td>{count:,}</td></tr>")
@@ -178,7 +217,9 @@ def page(report: Mapping, collections: Sequence[Collection]) -> str:
     return "\n".join(parts)
 
 
-def _cell(count: int, total: int) -> str:
+def _cell(count: int | None, total: int) -> str:
+    if count is None:
+        return "<td>not comparable</td>"
     share = count / max(1, total)
     shade = f"background: rgba(200, 60, 30, {0.7 * share:.3f})"
     return f'<td style="{shade}" title="{count:,} of {total:,}">{share:.2%}</td>'
@@ -207,4 +248,4 @@ def _figure(collection: Collection, row: int) -> str:
 
 
 if __name__ == "__main__":
-    run(measure_overlap, OverlapOptions)
+    run(measure_overlap, OverlapOptions, positional="dataset")

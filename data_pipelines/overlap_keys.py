@@ -1,12 +1,15 @@
 """By what records of different datasets are told to be the same: keys, and near duplicates."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import hashlib
 import itertools
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -27,6 +30,7 @@ THUMBNAIL = 24  # pixels a side, of what is compared where hashes are near
 # Of 200 real figures, resized and encoded again, all thumbnails correlate above 0.97 with theirs;
 # of 20 pairs of figures whose hashes are near by chance (charts of one template), two above 0.93.
 MIN_CORRELATION = 0.96
+BLOCK = 2048  # thumbnails compared with as many at once
 KEYS_VERSION = 2  # another meaning of the keys: those kept are made again
 
 
@@ -68,9 +72,9 @@ def keys_of(record: Record, phash: int | None = None) -> tuple[int, ...]:
         except ImageError:
             phash = 0
     return (
-        hash64(article) if (article := article_key(record)) else 0,
+        hash64(article) if (article := article_key(record.article_id)) else 0,
         hash64(figure) if (figure := figure_key(record)) else 0,
-        hash64(record.image_sha256),
+        hash64(record.image_sha256 or hashlib.sha256(record.image).hexdigest()),
         phash,  # 0 also where an image is blank
         _caption_key(record.caption),
         _caption_key(record.panel_caption),
@@ -124,28 +128,25 @@ def _read_keys(collection: Collection, workers: int) -> np.ndarray:
     parts = np.array_split(collection.positions, max(1, -(-count // RECORDS_PER_TASK)))
     hashes = iter(_known_hashes(collection))
     jobs = [(collection.records, part, list(itertools.islice(hashes, len(part)))) for part in parts]
-    return _in_parallel(_keys_of_range, jobs, workers, collection.name)
+    return np.concatenate(list(_in_parallel(_keys_of_range, jobs, workers, collection.name)))
 
 
 def _in_parallel(
     function: Callable[..., np.ndarray], jobs: Sequence[tuple], workers: int, name: str
-) -> np.ndarray:
-    """The results of function(*job), one row a position, joined in the order of the jobs."""
+) -> Iterator[np.ndarray]:
+    """function(*job) of each job, in order, a row a position."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    results: dict[int, np.ndarray] = {}
-    with tqdm.tqdm(total=sum(len(job[1]) for job in jobs), unit=" records", desc=name) as bar:
-        if workers <= 1:
-            for number, job in enumerate(jobs):
-                results[number] = function(*job)
-                bar.update(len(job[1]))
-        else:
+    with contextlib.ExitStack() as stack:
+        total = sum(len(job[1]) for job in jobs)
+        bar = stack.enter_context(tqdm.tqdm(total=total, unit=" records", desc=name))
+        run = map
+        if workers > 1:
             context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-                tasks = {pool.submit(function, *job): i for i, job in enumerate(jobs)}
-                for task in concurrent.futures.as_completed(tasks):
-                    results[tasks[task]] = task.result()
-                    bar.update(len(task.result()))
-    return np.concatenate([results[number] for number in range(len(jobs))])
+            pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+            run = stack.enter_context(pool).map
+        for result in run(function, *zip(*jobs, strict=True)):
+            bar.update(len(result))
+            yield result
 
 
 def cluster(collections: Sequence[Collection], max_distance: int, workers: int = 1) -> None:
@@ -158,42 +159,62 @@ def cluster(collections: Sequence[Collection], max_distance: int, workers: int =
     clusters = np.zeros(len(hashes), np.int64)
     known = hashes != 0
     clusters[known] = near_duplicates(hashes[known], max_distance) + 1
-    _verify(collections, clusters, workers)
+    images = np.concatenate([c.keys["image"] for c in collections])
+    clusters = _verify(collections, clusters, images, workers)
     stops = np.cumsum([len(c.positions) for c in collections])[:-1]
     for collection, part in zip(collections, np.split(clusters, stops), strict=True):
         collection.keys["near"] = part
 
 
-def _verify(collections: Sequence[Collection], clusters: np.ndarray, workers: int) -> None:
-    """Splits each cluster into records with the same thumbnail, in place; one alone becomes 0."""
-    candidates = np.flatnonzero(np.bincount(clusters)[clusters] * (clusters != 0) > 1)
-    of_alone = np.ones(len(clusters), bool)
-    of_alone[candidates] = False
-    clusters[of_alone] = 0
-    if not len(candidates):
-        return
-    thumbnails_CF = _thumbnails(collections, candidates, workers)
-    order = np.argsort(clusters[candidates], kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[candidates][order])) + 1
-    for members in np.split(order, starts):
-        rows = candidates[members]
-        leaders = _leaders(thumbnails_CF[members])
-        alone = np.bincount(leaders)[leaders] == 1
-        clusters[rows] = np.where(alone, 0, rows[leaders] + 1)
-
-
-def _thumbnails(
-    collections: Sequence[Collection], candidates: np.ndarray, workers: int
+def _verify(
+    collections: Sequence[Collection], clusters: np.ndarray, images: np.ndarray, workers: int
 ) -> np.ndarray:
-    """float32 [C, THUMBNAIL^2] of the candidates, ascending over all collections."""
+    """Splits each cluster into records with the same thumbnail; one alone becomes 0.
+
+    Equal bytes need no look: of each cluster the distinct images are compared.
+    """
+    rows = np.flatnonzero(np.bincount(clusters)[clusters] * (clusters != 0) > 1)
+    rows = rows[np.lexsort((images[rows], clusters[rows]))]
+    is_new = np.diff(clusters[rows], prepend=-1) != 0
+    is_new |= np.diff(images[rows], prepend=0) != 0
+    first = rows[is_new]  # one record of each distinct image U
+    starts = np.flatnonzero(np.diff(clusters[first], prepend=-1))
+    sizes = np.diff(np.append(starts, len(first)))
+    compared = np.flatnonzero(np.repeat(sizes > 1, sizes))
+    leader = np.arange(len(first))
+    with _thumbnails(collections, first[compared], workers) as thumbnails_CF:
+        stop = 0
+        for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+            begin, stop = stop, stop + size
+            leader[start : start + size] = start + leaders(thumbnails_CF[begin:stop])
+    same = first[leader][np.cumsum(is_new) - 1]  # of each row the first with its image
+    verified = np.zeros(len(clusters), np.int64)
+    verified[rows] = np.where(np.bincount(same)[same] > 1, same + 1, 0) if len(rows) else 0
+    return verified
+
+
+@contextlib.contextmanager
+def _thumbnails(
+    collections: Sequence[Collection], rows: np.ndarray, workers: int
+) -> Iterator[np.ndarray]:
+    """uint8 [len(rows), THUMBNAIL^2], on disk, of rows counted over all collections."""
     jobs, start = [], 0
+    order = np.argsort(rows)  # each record is read in the order in which it lies there
     for collection in collections:
         stop = start + len(collection.positions)
-        own = candidates[(candidates >= start) & (candidates < stop)] - start
+        own = rows[order[np.searchsorted(rows, start, sorter=order) :]]
+        own = own[own < stop] - start
         parts = np.array_split(collection.positions[own], max(1, -(-len(own) // RECORDS_PER_TASK)))
         jobs += [(collection.records, part) for part in parts if len(part)]
         start = stop
-    return _in_parallel(_thumbnails_of_range, jobs, workers, "near duplicates")
+    with tempfile.TemporaryFile() as file:
+        file.truncate(max(1, len(rows)) * THUMBNAIL**2)
+        thumbnails = np.memmap(file, np.uint8, shape=(len(rows), THUMBNAIL**2)) if jobs else rows
+        done = 0
+        for part in _in_parallel(_thumbnails_of_range, jobs, workers, "near") if jobs else ():
+            thumbnails[order[done : done + len(part)]] = part
+            done += len(part)
+        yield thumbnails
 
 
 def _thumbnails_of_range(records: Dataset | TfdsDataset, positions: np.ndarray) -> np.ndarray:
@@ -201,19 +222,36 @@ def _thumbnails_of_range(records: Dataset | TfdsDataset, positions: np.ndarray) 
 
 
 def thumbnail(image: bytes) -> np.ndarray:
-    """float32 [THUMBNAIL^2], grey, of mean 0 and norm 1: products are correlations."""
+    """uint8 [THUMBNAIL^2], grey."""
     grey = cv2.cvtColor(np.ascontiguousarray(decode_image(image)), cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    values = small.astype(np.float32).ravel()
-    values -= values.mean()
-    return values / max(np.linalg.norm(values), 1e-6)
+    return cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).ravel()
 
 
-def _leaders(thumbnails_NF: np.ndarray) -> np.ndarray:
-    """int64 [N]: of each the first one that it correlates with, itself at the latest."""
-    leaders = np.full(len(thumbnails_NF), -1)
-    while len(free := np.flatnonzero(leaders < 0)):
-        similar = thumbnails_NF[free] @ thumbnails_NF[free[0]] >= MIN_CORRELATION
-        similar[0] = True
-        leaders[free[similar]] = free[0]
-    return leaders
+def _normalised(thumbnails_NF: np.ndarray) -> np.ndarray:
+    """float32 [N, THUMBNAIL^2] of mean 0 and norm 1: products are correlations."""
+    values_NF = thumbnails_NF.astype(np.float32)
+    values_NF -= values_NF.mean(axis=1, keepdims=True)
+    return values_NF / np.maximum(np.linalg.norm(values_NF, axis=1, keepdims=True), 1e-6)
+
+
+def leaders(thumbnails_NF: np.ndarray) -> np.ndarray:
+    """int64 [N]: of each the first leader that it correlates with; a leader is its own, as it
+    correlates with none before it. Compared block by block."""
+    leader = np.full(len(thumbnails_NF), -1)
+    for start in range(0, len(leader), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(leader)))
+        block_BF = _normalised(thumbnails_NF[rows])
+        heads = np.flatnonzero(leader[:start] == np.arange(start))
+        for low in range(0, len(heads), BLOCK):
+            some = heads[low : low + BLOCK]
+            free = np.flatnonzero(leader[rows] < 0)
+            similar = block_BF[free] @ _normalised(thumbnails_NF[some]).T >= MIN_CORRELATION
+            found = similar.any(axis=1)
+            leader[rows[free[found]]] = some[similar[found].argmax(axis=1)]
+        similar = block_BF @ block_BF.T >= MIN_CORRELATION
+        for i in np.flatnonzero(leader[rows] < 0):
+            if leader[rows[i]] < 0:
+                joining = similar[i] & (leader[rows] < 0)
+                leader[rows[joining]] = rows[i]
+                leader[rows[i]] = rows[i]
+    return leader

@@ -11,6 +11,7 @@ only, so Shards fetches those at a URL, one at a time.
 import atexit
 import concurrent.futures
 import contextlib
+import functools
 import io
 import os
 import posixpath
@@ -37,13 +38,25 @@ def is_url(path: str) -> bool:
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Raises ValueError: a protocol that is not known, or whose package is not installed."""
-    try:
-        return fsspec.core.url_to_fs(path, use_listings_cache=False)  # others write there, too
+    options = {"anon": True} if path.startswith("s3://") and _is_anonymous() else {}
+    try:  # no listings are kept: others write there, too
+        return fsspec.core.url_to_fs(path, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         protocol = path.split("://")[0]
         package = NEEDS.get(protocol)
         remedy = f"pip install {package}." if package else "Use a path, gs://, s3:// or https://."
         raise ValueError(f"{path} cannot be opened ({error}). {remedy}") from None
+
+
+@functools.cache
+def _is_anonymous() -> bool:
+    """Whether there are no credentials of AWS: then public buckets can be read all the same, as
+    gcsfs does by itself."""
+    try:
+        import botocore.session
+    except ImportError:
+        return False
+    return botocore.session.get_session().get_credentials() is None
 
 
 def expand(paths: Sequence[str], suffixes: Sequence[str]) -> dict[str, int]:
@@ -55,7 +68,7 @@ def expand(paths: Sequence[str], suffixes: Sequence[str]) -> dict[str, int]:
       suffixes: which files of a folder are meant.
     Raises:
       FileNotFoundError: a path that stands for no file.
-      ValueError: unbalanced braces; see filesystem().
+      ValueError: unbalanced braces; no access; see filesystem().
     """
     try:
         expanded = [file for path in paths for file in braceexpand.braceexpand(path)]
@@ -70,21 +83,28 @@ def expand(paths: Sequence[str], suffixes: Sequence[str]) -> dict[str, int]:
 
 
 def _files(path: str, suffixes: Sequence[str]) -> Iterator[tuple[str, int]]:
-    fs, root = filesystem(path)
-    try:
-        if any(c in root for c in "*?["):
-            infos = fs.glob(root, detail=True).values()
-        elif (info := fs.info(root))["type"] == "directory":
-            infos = fs.find(root, detail=True).values()
-        else:
+    for info in _infos(path):
+        name = info["name"]
+        if info.get("is_the_path"):
             yield path, _size(info)
-            return
-    except FileNotFoundError:
-        return
-    for info in sorted(infos, key=lambda info: info["name"]):
-        if info["type"] == "file" and info["name"].endswith(tuple(suffixes)):
-            name = info["name"]
-            yield fs.unstrip_protocol(name) if is_url(path) else name, _size(info)
+        elif info["type"] == "file" and name.endswith(tuple(suffixes)):
+            yield filesystem(path)[0].unstrip_protocol(name) if is_url(path) else name, _size(info)
+
+
+def _infos(path: str) -> list[dict]:
+    """What fsspec tells of the files that a path stands for, by name."""
+    fs, root = filesystem(path)
+    with _one_line(path, "read"):
+        try:
+            if any(c in root for c in "*?["):
+                infos = fs.glob(root, detail=True).values()
+            elif (info := fs.info(root))["type"] == "directory":
+                infos = fs.find(root, detail=True).values()
+            else:
+                infos = [info | {"is_the_path": True}]
+        except FileNotFoundError:
+            return []
+    return sorted(infos, key=lambda info: info["name"])
 
 
 def _size(info: dict) -> int:
@@ -92,10 +112,16 @@ def _size(info: dict) -> int:
 
 
 def open_file(path: str) -> io.BufferedIOBase:
-    """A file to read; one that is far away is read ahead, and opened again where it broke off."""
+    """A file to read; one that is far away is read ahead, and opened again where it broke off.
+
+    Raises ValueError: no access.
+    """
     if not is_url(path):
         return open(path, "rb")
-    return io.BufferedReader(_Retrying(path), BLOCK_BYTES)
+    try:
+        return io.BufferedReader(_Retrying(path), BLOCK_BYTES)
+    except PermissionError as error:
+        raise _no_access(path, "read", error) from None
 
 
 class _Retrying(io.RawIOBase):
@@ -133,6 +159,8 @@ class _Retrying(io.RawIOBase):
                 break
             except FileNotFoundError:
                 raise
+            except PermissionError as error:
+                raise _no_access(self._path, "read", error) from None
             except Exception as error:  # each protocol has errors of its own
                 if attempt == RETRIES:
                     raise OSError(f"{self._path} at byte {self._position}: {error}") from error
@@ -207,10 +235,14 @@ def _one_line(path: str, done: str) -> Iterator[None]:
     except Exception as error:
         if not is_url(path):
             raise
-        raise ValueError(
-            f"{path} cannot be {done} ({type(error).__name__}: {error}). Is there such a bucket, "
-            "and are you logged in and allowed to read and write it?"
-        ) from error
+        raise _no_access(path, done, error) from error
+
+
+def _no_access(path: str, done: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} cannot be {done} ({type(error).__name__}: {error}). Is there such a bucket, "
+        "and are you logged in and allowed to read and write it?"
+    )
 
 
 def list_files(folder: str) -> list[str]:

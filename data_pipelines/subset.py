@@ -1,7 +1,7 @@
 r"""A DATASET -> a SUBSET: positions chosen by a query and a stable hash; no bytes are rewritten.
 
     python -m data_pipelines.subset --dataset=D --size=100_000 --seed=0 --out=S \
-        --where="modality = 'radiology' AND caption_chars >= 80"
+        --where="modality = 'radiology' AND caption_tokens >= 20"
     python -m data_pipelines.subset ... --stratify=modality --mix=radiology=0.5,microscopy=0.5
     python -m data_pipelines.subset ... --stratify=modality --mix=OTHER_SUBSET  # its shares, here
     python -m data_pipelines.subset ... --exclude=exclude/D-in-evals.npy --uids=datacomp.npy
@@ -13,7 +13,9 @@ gives the same records. Strata are filled by Webster's method, which never takes
 size grows: stratified subsets are nested too.
 
 A record's uid is 32 hex digits: the column `uid` where the dataset has one, else the MD5 of its
-identity. uids.npy beside the positions is a list as DataComp's tools read it (sorted pairs of u8).
+identity and the hash of its texts. Articles of a .txt are found however they are spelled (PMC1,
+pmc1.1, 1); a list of which nothing is in the dataset is refused. uids.npy beside the positions is a
+list as DataComp's tools read it (sorted pairs of u8).
 """
 
 import dataclasses
@@ -27,7 +29,14 @@ import pyarrow as pa
 
 from data_pipelines.options import option, run
 from data_pipelines.query import check_where, connect, run_query
-from data_pipelines.uids import IDENTITY, load_list, save_uids, uid_expression, uids_of
+from data_pipelines.uids import (
+    IDENTITY,
+    columns_of,
+    join_lists,
+    save_uids,
+    uid_expression,
+    uids_of,
+)
 from jaxclip.data.record import SPLITS, Dataset
 from jaxclip.data.subset import Subset, write_subset
 
@@ -100,9 +109,12 @@ def check_subset(options: SubsetOptions) -> None:
 
 def summary(subset: Subset) -> str:
     counts = dict(subset.manifest["counts"])
-    strata = counts.pop("strata", {})
+    strata, lists = counts.pop("strata", {}), counts.pop("lists", {})
     lines = [f"{subset.path}: {len(subset):,} records, content hash {subset.content_hash[:12]}"]
     lines += [f"  {name:<12} {value:,}" for name, value in counts.items() if value is not None]
+    lines += [
+        f"  {n['found']:,} of {n['listed']:,} in {path} are here" for path, n in lists.items()
+    ]
     lines += [f"  {name!r:<12} {n:,} ({n / len(subset):.1%})" for name, n in strata.items()]
     return "\n".join(
         [*lines, f"  next         python -m jaxclip.train ... --config.data.path={subset.path}"]
@@ -117,20 +129,20 @@ def _eligible(options: SubsetOptions) -> tuple[Dataset, duckdb.DuckDBPyConnectio
     dataset = Dataset(options.dataset)
     connection = connect(dataset)
     check_where(connection, options.where)
-    lists = [load_list(path) for path in (*options.uids, *options.exclude)]
-    _join_lists(connection, lists[: len(options.uids)], lists[len(options.uids) :])
     _check_columns(connection, dataset, options)
+    lists = join_lists(connection, options.uids, options.exclude)
     pool = _pool(options)
     counts = _counts(connection, options, pool)
     shares = _shares(connection, options, pool, counts) if options.stratify else None
     _check_size(options, counts, shares)
+    counts |= {"lists": lists} if lists else {}
     return dataset, connection, pool, counts, shares
 
 
 def _check_columns(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, options: SubsetOptions
 ) -> None:
-    have = _columns(connection)
+    have = columns_of(connection)
     if options.stratify and options.stratify not in have:
         raise ValueError(
             f"stratify ({options.stratify!r}) is no column of {dataset.path}. "
@@ -143,26 +155,6 @@ def _check_columns(
         ).fetchone()
         if bad:
             raise ValueError(f"{dataset.path}: column uid has {bad[0]!r}; 32 hex digits are due.")
-
-
-def _columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    return [row[0] for row in connection.execute("DESCRIBE metadata").fetchall()]
-
-
-def _join_lists(
-    connection: duckdb.DuckDBPyConnection, only: list[pa.Table], exclude: list[pa.Table]
-) -> None:
-    """Makes the tables wanted_uids, excluded_uids and excluded_articles."""
-    empty = pa.table({"id": pa.array([], pa.string())})
-    for name, tables in (
-        ("wanted_uids", only),
-        ("excluded_uids", [t for t in exclude if t.column_names == ["uid"]]),
-        ("excluded_articles", [t for t in exclude if t.column_names == ["article"]]),
-    ):
-        joined = pa.concat_tables([empty, *(t.rename_columns(["id"]) for t in tables)])
-        connection.register("joined", joined)
-        connection.execute(f"CREATE TABLE {name} AS SELECT DISTINCT id FROM joined")
-        connection.unregister("joined")
 
 
 def _pool(options: SubsetOptions) -> str:
@@ -185,7 +177,7 @@ def _counts(
     connection: duckdb.DuckDBPyConnection, options: SubsetOptions, pool: str
 ) -> dict[str, Any]:
     """Records of the splits, of them those that match, of them those that the lists leave."""
-    lists = _lists_condition(options, _columns(connection))
+    lists = _lists_condition(options, columns_of(connection))
     splits = ", ".join(f"'{split}'" for split in options.splits)
     query = (
         f"SELECT count(*) FILTER (split IN ({splits})) AS in_splits, "
@@ -193,11 +185,7 @@ def _counts(
         f"count(*) FILTER ({pool} AND {lists}) AS eligible FROM metadata"
     )
     found = run_query(connection, options.where, query)
-    counts = {name: int(values[0]) for name, values in found.items()}
-    if options.uids:
-        query = "SELECT count(*) AS n FROM wanted_uids"
-        counts["listed_uids"] = int(run_query(connection, "", query)["n"][0])
-    return counts
+    return {name: int(values[0]) for name, values in found.items()}
 
 
 def _shares(
@@ -207,7 +195,7 @@ def _shares(
     counts: Mapping[str, Any],
 ) -> dict[str, tuple[int, float]]:
     """{stratum: (eligible records, share)}; shares are the pool's own, or --mix's, summing to 1."""
-    lists = _lists_condition(options, _columns(connection))
+    lists = _lists_condition(options, columns_of(connection))
     found = run_query(
         connection,
         options.where,
@@ -288,8 +276,8 @@ def _choose(
     counts: Mapping[str, Any],
     shares: Mapping[str, tuple[int, float]] | None,
 ) -> np.ndarray:
-    """Positions, int64 [N]. Ties of identical records are broken by position."""
-    condition = f"{pool} AND {_lists_condition(options, _columns(connection))}"
+    """Positions, int64 [N]. Ties are broken by the texts; of identical records by position."""
+    condition = f"{pool} AND {_lists_condition(options, columns_of(connection))}"
     if not options.size:
         query = f"SELECT position FROM metadata WHERE {condition}"
         return run_query(connection, options.where, query)["position"].astype(np.int64)
@@ -317,13 +305,14 @@ def _take(
     place = f"md5(concat_ws(chr(31), {options.seed}, {', '.join(IDENTITY)}))"
     cut = "" if fraction >= 1 else f"AND {place} < '{int(fraction * 2**64):016x}'"
     stratum = _stratum(options) if options.stratify else "''"
+    texts = "texts_hash" if "texts_hash" in columns_of(connection) else "0"
     query = (
         "SELECT position, below_cut, count(*) OVER (PARTITION BY s) AS taken FROM ("
-        "SELECT *, row_number() OVER (PARTITION BY s ORDER BY place, position) AS rank, "
+        "SELECT *, row_number() OVER (PARTITION BY s ORDER BY place, texts, position) AS rank, "
         "count(*) OVER (PARTITION BY s) AS below_cut FROM ("
-        f"SELECT position, {stratum} AS s, {place} AS place FROM metadata "
+        f"SELECT position, {stratum} AS s, {place} AS place, {texts} AS texts FROM metadata "
         f"WHERE {condition} {cut}) JOIN shares USING (s) "
-        f"ORDER BY (rank - 0.5) / share, place, position LIMIT {options.size})"
+        f"ORDER BY (rank - 0.5) / share, place, texts, position LIMIT {options.size})"
     )
     return run_query(connection, options.where, query)
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -20,6 +21,8 @@ from data_pipelines.remote import create_file, open_file
 UNREADABLE = "unreadable_row"  # column of the staged table: what is wrong with a row, or null
 ROWS_PER_GROUP = 2048  # of the staged table: what a worker reads at once
 MAX_CELL = 16 << 20  # characters; a csv with an unclosed quote is one cell to its end
+MAX_LINE = 64 << 20  # 3 GB of one letter are 3 MB of gzip
+BROKEN_OFF = (EOFError, zlib.error, gzip.BadGzipFile)
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|nan|NaN")  # "007" is an id
 
 
@@ -45,12 +48,22 @@ def columns_of(table: str) -> list[str]:
         first = itertools.islice(read_text_table(table), 100)
         rows = [row for row in first if not isinstance(row, BadRow)]
         return list(dict.fromkeys(name for row in rows for name in row))
-    with _csv_reader(table) as reader:
-        return next(reader, [])
+    try:
+        with _csv_reader(table) as reader:
+            return next(reader, [])
+    except BROKEN_OFF as error:
+        raise ValueError(f"{table} cannot be read: {error}.") from None
 
 
 def read_text_table(table: str) -> Iterator[dict[str, Any] | BadRow]:
-    return _read_jsonl(table) if suffix(table) == ".jsonl" else _read_csv(table)
+    """The rows; a BadRow where one cannot be read, and where the file breaks off."""
+    count = 0
+    try:
+        for row in _read_jsonl(table) if suffix(table) == ".jsonl" else _read_csv(table):
+            yield row
+            count += 1
+    except BROKEN_OFF as error:
+        yield BadRow(f"after row {count}: the file breaks off ({error})")
 
 
 def _open(table: str) -> BinaryIO:
@@ -64,7 +77,7 @@ def _csv_reader(table: str) -> Iterator[Any]:
     csv.field_size_limit(MAX_CELL)
     delimiter = "\t" if suffix(table) == ".tsv" else ","
     with io.TextIOWrapper(_open(table), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(_lines_of_csv(file), delimiter=delimiter)
         try:
             yield reader
         except csv.Error as error:
@@ -75,6 +88,13 @@ def _csv_reader(table: str) -> Iterator[Any]:
             raise ValueError(
                 f"{table}, after line {reader.line_num}: {error}. Convert it to UTF-8 (iconv)."
             ) from None
+
+
+def _lines_of_csv(file: io.TextIOBase) -> Iterator[str]:
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise csv.Error(f"line longer than {MAX_LINE} characters")
+        yield line
 
 
 def _read_csv(table: str) -> Iterator[dict[str, str] | BadRow]:
@@ -90,7 +110,15 @@ def _read_csv(table: str) -> Iterator[dict[str, str] | BadRow]:
 
 def _read_jsonl(table: str) -> Iterator[dict[str, Any] | BadRow]:
     with _open(table) as file:
-        for number, line in enumerate(file, start=1):
+        for number in itertools.count(start=1):
+            line = file.readline(MAX_LINE)
+            if len(line) == MAX_LINE:
+                while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield BadRow(f"line {number}: longer than {MAX_LINE} bytes")
+                continue
+            if not line:
+                return
             if line.isspace():
                 continue
             try:

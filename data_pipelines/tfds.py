@@ -4,7 +4,9 @@ r"""A DATASET -> a TFDS dataset (array_record), for all who read those; and the 
 
 writes DATA_DIR/my_corpus/1.0.0: the image's bytes as they are, all texts and ids, and every column
 of metadata.parquet as a feature. TFDS has no missing values: they become "" in texts, NaN in
-numbers. No TensorFlow is needed, neither here nor by readers (`builder.as_data_source`).
+numbers. So whole numbers are integers where none is missing, float64 where some are and it holds
+them, else text: no digit is lost. No TensorFlow is needed, neither here nor by readers
+(`builder.as_data_source`).
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from etils import epath
 
 from data_pipelines.options import option, run
@@ -80,8 +83,11 @@ def publish(options: TfdsOptions) -> epath.Path:
     folder = epath.Path(options.out) / options.name / options.version
     if folder.exists():
         raise ValueError(f"{folder} exists. Choose another --version, or remove it.")
-    builder = _builder_class(options, dataset)(data_dir=options.out, file_format="array_record")
-    builder.download_and_prepare()
+    builder_class = _builder_class(options, dataset)
+    try:
+        builder_class(data_dir=options.out, file_format="array_record").download_and_prepare()
+    except OSError as error:
+        raise ValueError(f"out ({options.out}) cannot be written: {error}.") from error
     print(f"{folder}: {len(dataset):,} records of {dataset.path}")
     print(f"  next     python -m jaxclip.train --config=... --config.data.path={folder}")
     return folder
@@ -90,9 +96,9 @@ def publish(options: TfdsOptions) -> epath.Path:
 def _builder_class(options: TfdsOptions, dataset: Dataset) -> type:
     tfds = load_tfds()
     columns = {
-        field.name: _feature(tfds, field)
-        for field in dataset.metadata.schema
-        if field.name not in RECORD_FIELDS
+        name: _feature(tfds, name, dataset.metadata[name])
+        for name in dataset.metadata.column_names
+        if name not in RECORD_FIELDS
     }
 
     class Builder(tfds.core.GeneratorBasedBuilder):
@@ -121,22 +127,23 @@ def _builder_class(options: TfdsOptions, dataset: Dataset) -> type:
     return Builder
 
 
-def _feature(tfds: Any, field: pa.Field) -> Any:
-    kind, many = field.type, False
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind, many = kind.value_type, True
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        # whole numbers with gaps need NaN, so only columns of the record itself are integers
-        feature = tfds.features.Scalar(np.int64 if field.name in INTEGERS else np.float64)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
-        feature = tfds.features.Text()
-    else:
-        raise ValueError(f"metadata column {field.name!r} is {kind}; TFDS has no type for it here.")
-    return tfds.features.Sequence(feature) if many else feature
-
-
-INTEGERS = {"position", "width", "height", "record_bytes", "original_width", "original_height"}
-INTEGERS |= {f"{field}_chars" for field in TEXT_FIELDS}
+def _feature(tfds: Any, name: str, column: pa.ChunkedArray) -> Any:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return tfds.features.Sequence(_feature(tfds, name, pc.list_flatten(column)))
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return tfds.features.Scalar(np.float64)
+    if pa.types.is_boolean(kind):
+        return tfds.features.Scalar(np.float64 if column.null_count else np.bool_)
+    if pa.types.is_integer(kind):
+        low, high = (pc.min_max(column)[end].as_py() or 0 for end in ("min", "max"))
+        if not column.null_count and high < 2**63:
+            return tfds.features.Scalar(np.int64)
+        is_exact = max(-low, high) <= 2**53
+        return tfds.features.Scalar(np.float64) if is_exact else tfds.features.Text()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        return tfds.features.Text()
+    raise ValueError(f"metadata column {name!r} is {kind}; TFDS has no type for it here.")
 
 
 def _example(dataset: Dataset, position: int, columns: dict[str, Any]) -> dict[str, Any]:
@@ -150,11 +157,11 @@ def _example(dataset: Dataset, position: int, columns: dict[str, Any]) -> dict[s
 def _filled(value: Any, feature: Any) -> Any:
     if isinstance(value, list):
         return [_filled(item, feature.feature) for item in value]
-    if value is not None:
-        return value
     if hasattr(feature, "feature"):
         return []
-    return "" if feature.np_dtype == np.object_ else np.nan
+    if feature.np_dtype == np.object_:
+        return "" if value is None else str(value)
+    return np.nan if value is None else value
 
 
 if __name__ == "__main__":

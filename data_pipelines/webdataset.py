@@ -8,12 +8,12 @@ is told as a Drop after the samples that came through.
 
 import json
 import tarfile
-import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipelines.images import MAX_FILE_BYTES
 from data_pipelines.remote import open_file
+from data_pipelines.tars import TAR_ERRORS, LimitedFile, decompressed
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
 
@@ -65,7 +65,7 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes | ImageError] | Drop]:
     """(key, suffix, content) of each member that a sample can have."""
     name, reading = "the beginning", None
     try:
-        with open_file(url) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
+        with open_file(url) as file, _open_tar(file) as tar:
             for info in tar:
                 tar.members = []  # it keeps them all
                 name, parts = info.name, _split(info.name)
@@ -80,11 +80,21 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes | ImageError] | Drop]:
                     reading = parts
                     yield *parts, tar.extractfile(info).read()
                     reading = None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except TAR_ERRORS as error:
         if reading:  # the drop is that of the sample
             yield *reading, ImageError("tar breaks off", str(error))
         else:
             yield Drop(item=f"{url}: after {name}", reason="tar breaks off", detail=str(error))
+
+
+def _open_tar(file: BinaryIO) -> tarfile.TarFile:
+    limited = LimitedFile(decompressed(file))
+    return tarfile.open(
+        fileobj=limited,  # pyright: ignore
+        mode="r:",
+        tarinfo=_Member,
+        errors="backslashreplace",  # of a name that is no UTF-8
+    )
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -97,22 +107,22 @@ def _split(name: str) -> tuple[str, str] | None:
 def _sample(url: str, key: str, members: dict[str, bytes | ImageError]) -> Iterator[Row | Drop]:
     if not members:
         return
-    row: Row = {"__key__": key, "__url__": url}
+    fields: Row = {}
+    own: Row = {"__key__": key, "__url__": url, "image_bytes": None}  # whatever a JSON says of them
     for name, data in members.items():
         if isinstance(data, ImageError):
             yield Drop(item=f"{url}: {key}.{name}", reason=data.reason, detail=data.detail)
             return
         if name in ("txt", "caption"):
-            row[name] = data.decode(errors="replace")
+            own[name] = data.decode(errors="replace")
         elif name in ("json", "jsonl"):
             fields, problem = _fields(data)
             if problem:
                 yield Drop(item=f"{url}: {key}.{name}", reason="unreadable json", detail=problem)
                 return
-            row |= fields
         else:
-            row["image_bytes"] = data
-    yield row
+            own["image_bytes"] = data
+    yield fields | own
 
 
 def _fields(data: bytes) -> tuple[Row, str]:

@@ -21,7 +21,6 @@ import os
 import posixpath
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from typing import IO
 
@@ -29,6 +28,7 @@ import fsspec
 
 from data_pipelines.images import MAX_FILE_BYTES, open_images
 from data_pipelines.remote import open_file
+from data_pipelines.tars import TAR_ERRORS, LimitedFile, TooLarge
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
 
@@ -42,8 +42,7 @@ MAX_NAME = 255  # bytes; no file has a longer one, and a file system or bucket e
 MAX_PATH = 3000  # bytes of a path in a tar; with the folder's at most 4096
 # What junk makes the readers raise; ValueError is tarfile's of a header. No other OSError: a lost
 # connection or a full disk says nothing of the tar, and stops the job, which can be run again.
-TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError)
-TAR_ERRORS += (FileNotFoundError, PermissionError)
+PACKAGE_ERRORS = (*TAR_ERRORS, ValueError, FileNotFoundError, PermissionError)
 BZ2_JUNK = "Invalid data stream"  # of an OSError
 
 
@@ -177,39 +176,16 @@ def _source(folder: Folder, name: str, known_as: str) -> Source | Drop:
 # --- Tars --------------------------------------------------------------------------------------
 
 
-class _TooLarge(tarfile.TarError):
-    pass
-
-
-class _Limited:
-    """An unpacked stream of which no read is larger than a file may be, and none is past the end
-    that a package may have: what a header claims is not believed."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.tell = file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_FILE_BYTES + tarfile.RECORDSIZE:
-            raise _TooLarge(f"{size} bytes at once, at most {MAX_FILE_BYTES}")
-        return self._file.read(size)
-
-    def seek(self, position: int) -> int:
-        if position > MAX_TAR_BYTES:
-            raise _TooLarge(f"{position} bytes, at most {MAX_TAR_BYTES}; unpack it yourself")
-        return self._file.seek(position)
-
-
 def _unpacked(folder: Folder, name: str) -> Iterator[Source | Drop]:
     with tempfile.TemporaryDirectory(prefix="jaxclip-") as target:
         try:
             with folder.open(name) as file:
                 yield from _unpack(file, name, target)
-        except _TooLarge as error:
+        except TooLarge as error:
             yield Drop(item=name, reason="package: too large", detail=str(error))
             return
-        except (*TAR_ERRORS, OSError) as error:
-            if not isinstance(error, TAR_ERRORS) and str(error) != BZ2_JUNK:
+        except (*PACKAGE_ERRORS, OSError) as error:
+            if not isinstance(error, PACKAGE_ERRORS) and str(error) != BZ2_JUNK:
                 raise
             yield Drop(item=name, reason="package: unreadable", detail=str(error)[:200])
         found, unpacked = False, Folder(target)
@@ -227,10 +203,11 @@ def _unpack(file: IO[bytes], name: str, target: str) -> Iterator[Drop]:
     opener = openers.get(_suffix(name))
     plain = opener(file) if opener else file
     names = {"errors": "backslashreplace"}  # of a name that is no UTF-8
-    with tarfile.open(fileobj=_Limited(plain), mode="r:", **names) as tar:  # pyright: ignore
+    limited = LimitedFile(plain, MAX_TAR_BYTES)
+    with tarfile.open(fileobj=limited, mode="r:", **names) as tar:  # pyright: ignore
         for count, member in enumerate(tar):
             if count >= MAX_TAR_MEMBERS:
-                raise _TooLarge(f"more than {MAX_TAR_MEMBERS} members")
+                raise TooLarge(f"more than {MAX_TAR_MEMBERS} members")
             if member.isdir() or not member.name.lower().endswith(XML_SUFFIXES + IMAGE_SUFFIXES):
                 continue
             known_as = f"{name}:{member.name}".replace("\0", "\\0")

@@ -12,6 +12,7 @@ from data_pipelines.options import option
 from data_pipelines.pmc.jats import Article, Figure
 from data_pipelines.pmc.threads import in_threads
 from data_pipelines.remote import create_file, read_file
+from jaxclip.data.record import TOKEN, num_tokens
 from jaxclip.data.text import split_sentences
 
 EXTRACTIVE = "textrank"
@@ -24,7 +25,6 @@ Caption: {caption}
 
 Paragraphs:
 {paragraphs}"""
-_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -57,11 +57,6 @@ class Summary:
     by: str  # "textrank", "model NAME"; why there is none: "", refused, truncated, nothing said
 
 
-def num_tokens(text: str) -> int:
-    """Words and punctuation marks, whatever the tokenizer will be."""
-    return len(_TOKEN.findall(text))
-
-
 def references(figure: Figure, labels: Sequence[str], most_tokens: int) -> tuple[str, int, bool]:
     """The sentences that cite a figure, or one of its panels, in the article's order.
 
@@ -81,7 +76,7 @@ def references(figure: Figure, labels: Sequence[str], most_tokens: int) -> tuple
             break
         taken.append(sentence)
     if distinct and not taken:
-        words = list(_TOKEN.finditer(distinct[0]))
+        words = list(TOKEN.finditer(distinct[0]))
         taken = [distinct[0][: words[most_tokens - 1].end()]]
     return " ".join(taken), len(distinct), left < 0
 

@@ -124,7 +124,7 @@ class _Load:
         if record.figure_id and not record.article_id:  # its name is one of the dataset
             figure = f"{self.datasets[ref.source].content_hash}/{record.figure_id}"
         return {
-            "article_id": hash64(article_key(record) or self._itself(ref)),
+            "article_id": hash64(article_key(record.article_id) or self._itself(ref)),
             "figure_id": hash64(figure or self._itself(ref)),
             "image_id": hash64(record.image_sha256),
             "caption_id": hash64(caption),

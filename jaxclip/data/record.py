@@ -43,6 +43,7 @@ SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
 AGAIN = "Copy it again, or make it again."
 OTHER_VERSION = "Rebuild the dataset with this jaxclip, or install the one that wrote it."
+TOKEN = re.compile(r"\w+|[^\w\s]")
 COPY_COMMANDS = {"gs": "gcloud storage rsync", "s3": "aws s3 sync"}  # they go on where they stopped
 
 
@@ -128,7 +129,7 @@ def split_of(group: str, fractions: Sequence[float] = (0.9, 0.05, 0.05), salt: s
       fractions: of train, validation, test; sums to 1.
       salt: another salt is another partition.
     """
-    name = article_name(group)
+    name = article_key(group)
     if re.fullmatch(r"[1-9]\d*", name):
         group = f"PMC{name}"
     elif name.startswith("10."):  # a DOI; other names are kept, capitals and all
@@ -146,13 +147,13 @@ def hash64(text: str | bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
 
 
-def article_key(record: "Record") -> str:
-    """Names the record's article alike in all corpora; "" where the record does not say it."""
-    return article_name(record.article_id)
+def num_tokens(text: str) -> int:
+    """Words and punctuation marks, whatever the tokenizer will be."""
+    return len(TOKEN.findall(text))
 
 
-def article_name(article_id: str) -> str:
-    """One name for the spellings of an article's id.
+def article_key(article_id: str) -> str:
+    """Names an article alike in all corpora; "" where there is no id.
 
     "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
     """
@@ -167,7 +168,7 @@ def figure_key(record: "Record") -> str:
 
     Of PMC123 "Fig1.JPG" and of 123 "fig1" -> "123\\0fig1".
     """
-    article = article_key(record)
+    article = article_key(record.article_id)
     figure = re.sub(r"\.(jpe?g|png|gif|tiff?)$", "", record.figure_id.strip().lower())
     return f"{article}\0{figure}" if article and figure else ""
 
@@ -182,12 +183,21 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
     }
     row |= {"split": example.split, "record_bytes": packed_bytes}
     row |= {"image_sha256": record.image_sha256}
-    row |= {f"{field}_chars": len(text.strip()) for field, text in record.texts().items()}
+    texts = record.texts()
+    row |= {f"{field}_chars": len(text.strip()) for field, text in texts.items()}
+    row |= {"caption_tokens": num_tokens(record.caption)}
+    row |= {"texts_hash": hash64("\x1f".join(texts.values()))}  # one image, two captions
     if clash := (row.keys() | {"position"}) & example.signals.keys():
         raise ValueError(
             f"signals {sorted(clash)} are names of the record's own columns. Rename them."
         )
     return row | example.signals
+
+
+def own_columns() -> set[str]:
+    """Names of the columns that metadata.parquet has of every record."""
+    record = Record(image=b"", width=1, height=1, caption="")
+    return {"position", *_metadata_row(Example(record=record, split="train"), 0)}
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
@@ -265,7 +275,7 @@ def write_shard(
     writer.close()
     temporary.replace(directory / f"{name}.array_record")
     columns = dict.fromkeys(name for row in rows for name in row)  # from_pylist takes row 0's only
-    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+    table = pa.table({column: _column([row.get(column) for row in rows]) for column in columns})
     pq.write_table(table, directory / f"{name}.parquet")
     info = {
         "file": f"{name}.array_record",
@@ -278,6 +288,19 @@ def write_shard(
     }
     write_atomically(done, json.dumps(info))
     return info
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Of one type; values of types that have nothing in common, 2020 and "2020", are text."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return _text_column(values)
+
+
+def _text_column(values: Sequence[Any]) -> pa.Array:
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(texts, pa.string())
 
 
 def finish_dataset(
@@ -345,16 +368,14 @@ def _join_metadata(
     """Writes metadata.parquet from the shards' tables, one at a time; returns records per split."""
     files = [directory / f"{name}.parquet" for name in names]
     schemas = [pq.read_schema(file) for file in files]
-    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    schema = _common_schema(schemas)
     added = columns if columns is not None else pa.table({})
     whole = pa.schema([pa.field("position", pa.int64()), *schema, *added.schema])
     splits, position = collections.Counter(), 0
     temporary = directory / f"{METADATA}.tmp"
     with pq.ParquetWriter(temporary, whole) as writer:
         for file in files:
-            table = pa.concat_tables(
-                [schema.empty_table(), pq.read_table(file)], promote_options="permissive"
-            )
+            table = _with_schema(pq.read_table(file), schema)
             positions = pa.array(np.arange(position, position + len(table), dtype=np.int64))
             parts = [positions, *table.columns, *added.slice(position, len(table)).columns]
             writer.write_table(pa.Table.from_arrays(parts, schema=whole))
@@ -362,6 +383,27 @@ def _join_metadata(
             position += len(table)
     temporary.replace(directory / METADATA)
     return splits
+
+
+def _common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """What all shards' columns fit in; text, where their types have nothing in common."""
+    types: dict[str, pa.DataType] = {}
+    for field in (field for schema in schemas for field in schema):
+        parts = [
+            pa.schema([(field.name, t)]) for t in (types.get(field.name, pa.null()), field.type)
+        ]
+        try:
+            types[field.name] = pa.unify_schemas(parts, promote_options="permissive").types[0]
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            types[field.name] = pa.string()
+    return pa.schema(list(types.items()))
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(schema.field(field.name).type) and not pa.types.is_string(field.type):
+            table = table.set_column(i, field.name, _text_column(table[i].to_pylist()))
+    return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
 
 
 def _file_info(file: epath.Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from jaxclip.data.image import ImageError, image_size
-from jaxclip.data.record import SPLIT_NAMES, SPLITS, TEXT_FIELDS, Record
+from jaxclip.data.record import SPLIT_NAMES, SPLITS, TEXT_FIELDS, Record, num_tokens
 
 INFO = "dataset_info.json"
 IDS = ("article_id", "figure_id", "panel_id", "source", "licence")
@@ -154,7 +154,8 @@ class TfdsDataset:
         """{column: the field of TFDS that it is made of; "": none, and the column is empty}"""
         known = {name: name for name in self.features} | {"image_sha256": self._fields["image"]}
         known |= {field: self._fields.get(field, "") for field in IDS}
-        return known | {column: self._fields.get(field, "") for column, field in CHARS.items()}
+        known |= {column: self._fields.get(field, "") for column, field in CHARS.items()}
+        return known | {"caption_tokens": self._fields["caption"]}
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Columns of a DATASET's metadata, as far as TFDS has them.
@@ -226,6 +227,8 @@ def _cell(column: str, value: Any) -> Any:
     """A value of a feature as a column of a DATASET's metadata has it."""
     if column in CHARS:
         return len(_text(value))
+    if column == "caption_tokens":
+        return num_tokens(_text(value))
     if column == "image_sha256":
         return hashlib.sha256(value).hexdigest()
     return _text(value) if column in IDS else _plain(value)

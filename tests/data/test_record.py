@@ -19,6 +19,7 @@ from jaxclip.data.record import (
     Record,
     article_key,
     figure_key,
+    num_tokens,
     split_of,
 )
 
@@ -133,6 +134,9 @@ def test_dataset_round_trip(dataset):
     assert dataset.metadata["position"].to_pylist() == [0, 1, 2, 3, 4, 5]
     assert dataset.metadata["number"].to_pylist() == [0, 1, 2, 3, 4, 5]
     assert dataset.metadata["caption_chars"].to_pylist() == [2] * 6
+    assert dataset.metadata["caption_tokens"].to_pylist() == [1] * 6
+    assert len(set(dataset.metadata["texts_hash"].to_pylist())) == 6
+    assert num_tokens("Fig. 1: (a) CT") == 8  # words and marks
     assert dataset.manifest["counts"]["dropped"] == {"too small": 2, "no caption": 1}
     assert (dataset.manifest["counts"]["in"], dataset.manifest["counts"]["out"]) == (9, 6)
     dropped = [json.loads(line) for line in (dataset.path / "dropped.jsonl").open()]
@@ -351,7 +355,7 @@ def test_articles_and_figures_have_one_name_in_all_corpora():
     def keys(article, figure=""):
         record = Record(image=b"", width=1, height=1, caption="")
         record.article_id, record.figure_id = article, figure
-        return article_key(record), figure_key(record)
+        return article_key(record.article_id), figure_key(record)
 
     for article in ("PMC123", "123", " pmc123 ", "PMC123.1", "PMC 123"):
         assert keys(article, "Fig1.JPG") == keys("PMC123", "fig1") == ("123", "123\0fig1")

@@ -4,15 +4,18 @@ import http.client
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import urllib.parse
 
+import duckdb
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipelines.browse import PER_PAGE, BrowseOptions, Server
+from data_pipelines.query import deadline, run_query
 from data_pipelines.synthetic_releases import draw
 from jaxclip.data.record import Dataset, Example, Record, finish_dataset, write_shard
 from jaxclip.data.subset import write_subset
@@ -46,9 +49,11 @@ def server(tmp_path_factory):
         server.shutdown()
 
 
-def get(server, path: str, host: str = "localhost") -> tuple[int, dict, bytes]:
-    connection = http.client.HTTPConnection(*server.server_address)
-    connection.request("GET", path, headers={"Host": host})
+def get(
+    server, path: str, host: str = "localhost", method: str = "GET", **headers: str
+) -> tuple[int, dict, bytes]:
+    connection = http.client.HTTPConnection(*server.server_address[:2])
+    connection.request(method, path, headers={"Host": host} | headers)
     response = connection.getresponse()
     return response.status, dict(response.getheaders()), response.read()
 
@@ -138,8 +143,48 @@ def test_only_this_machine(server):
     assert server.server_address[0] == "127.0.0.1"
     assert get(server, "/", host="evil.example")[0] == 403  # DNS rebinding
     assert get(server, "/", host="127.0.0.1:80")[0] == 200
-    with pytest.raises(ValueError, match="Choose another --port"):
+    assert get(server, "/", host="[::1]:80")[0] == 200
+    assert get(server, "/", host="[::1")[0] == 403  # no address
+    with pytest.raises(ValueError, match="host .127.0.0.1., port .*Choose others"):
         start_again(server, server.server_address[1])
+
+
+@pytest.mark.parametrize(
+    ["site", "status"],
+    [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)],
+)
+def test_no_other_page_searches(server, site, status):
+    """<img src="http://127.0.0.1:8000/?where=..."> on a page elsewhere."""
+    assert get(server, "/?where=true", **{"Sec-Fetch-Site": site})[0] == status
+
+
+def test_head_has_no_body(server):
+    status, headers, body = get(server, "/", method="HEAD")
+    assert (status, body) == (200, b"") and int(headers["Content-Length"]) > 1000
+
+
+def test_a_search_has_an_end():
+    query = "SELECT sum(hash(a.range + b.range)) AS n FROM range(1000000000) a, range(1000000000) b"
+    connection = duckdb.connect()
+    with pytest.raises(ValueError, match="takes too long"), deadline(connection, 0.1):
+        run_query(connection, "w", query)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_ipv6(server):
+    path = server.corpora[0].dataset.path
+    options = BrowseOptions(
+        dataset=(str(path),), host="::1", port=0, cache=str(path.parent / "cache")
+    )
+    try:
+        other = Server(options)
+    except ValueError as error:
+        pytest.skip(str(error))
+    with other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        assert other.address.startswith("http://[::1]:")
+        assert get(other, "/", host="[::1]")[0] == 200
+        other.shutdown()
 
 
 def start_again(server, port: int) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_pipelines import remote
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.remote import expand, filesystem, open_file
 from data_pipelines.synthetic_releases import draw, write_release
@@ -55,3 +56,44 @@ def test_s3(release, tmp_path, monkeypatch):
 def test_gs(release, tmp_path, monkeypatch):
     with gs_bucket(monkeypatch, release[0]) as bucket:
         same_from(bucket, release, tmp_path)
+
+
+def test_a_public_bucket_needs_no_credentials(release, tmp_path, monkeypatch):
+    with s3_bucket(monkeypatch) as bucket:
+        import s3fs
+
+        public = s3fs.S3FileSystem(s3_additional_kwargs={"ACL": "public-read"})
+        public.put(str(release[0] / "open_pmc"), "corpora/open_pmc", recursive=True)
+        public.s3_additional_kwargs["ACL"] = "private"
+        public.pipe("corpora/mine/a.tar", b"x")
+        public.chmod("corpora", "public-read")
+        without_credentials(monkeypatch, tmp_path)
+        fs = filesystem(bucket)[0]
+        assert fs.anon and len(expand([f"{bucket}/open_pmc/*.tar"], (".tar",))) == 3
+        with open_file(f"{bucket}/open_pmc/train-0000.tar") as file:
+            assert len(file.read(512)) == 512
+        with pytest.raises(ValueError, match="mine/a.tar cannot be read .Permission"):
+            open_file(f"{bucket}/mine/a.tar").read()
+
+
+def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(tmp_path, monkeypatch):
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    without_credentials(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match="s3://nowhere/a.parquet cannot be read .*") as said:
+        expand(["s3://nowhere/a.parquet"], (".parquet",))
+    assert "\n" not in str(said.value)
+
+
+def without_credentials(monkeypatch, tmp_path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    remote._is_anonymous.cache_clear()
+    monkeypatch.setattr(remote, "_is_anonymous", remote._is_anonymous.__wrapped__)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -3,12 +3,10 @@
 import functools
 import hashlib
 import http.server
-import io
 import json
 import pathlib
 import subprocess
 import sys
-import tarfile
 import threading
 
 import fsspec
@@ -18,8 +16,7 @@ from data_pipelines import remote, webdataset
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.layouts import LAYOUTS, context_of, parse_name
 from data_pipelines.synthetic_releases import TRAPS, draw, write_release
-from data_pipelines.webdataset import read_samples
-from jaxclip.data.record import Dataset, Drop
+from jaxclip.data.record import Dataset
 
 SIZE = 24
 IMAGES = [draw(number, 40, 60) for number in range(SIZE)]
@@ -244,57 +241,6 @@ def test_resumed_by_shard(releases, datasets, tmp_path, monkeypatch):
     dataset = build(tmp_path, releases["open_pmc"])
     assert len(read) == 4 and len(set(read)) == 3  # the first tar was read once
     assert dataset.content_hash == datasets["open_pmc"].content_hash
-
-
-# --- Tars that are not what they should be --------------------------------------------------------
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def samples(tmp_path, data: bytes) -> list:
-    (tmp_path / "x.tar").write_bytes(data)
-    return list(read_samples(str(tmp_path / "x.tar")))
-
-
-def test_a_tar_that_is_not_closed_is_told_but_its_samples_are_kept(tmp_path):
-    data = tar_of({"a.jpg": b"1", "a.txt": b"t", "b.jpg": b"2", "b.txt": b"u"})
-    (*good,) = samples(tmp_path, data)
-    assert [s["__key__"] for s in good] == ["a", "b"]
-    unclosed = data[: 8 * 512]  # four headers and four blocks, and no zeros after them
-    one, drop, two = samples(tmp_path, unclosed)
-    assert (one["__key__"], two["__key__"], drop.reason) == ("a", "b", "tar breaks off")
-
-
-@pytest.mark.parametrize("cut", range(512, 8 * 512, 256))
-def test_wherever_a_tar_is_cut_every_sample_is_whole_or_a_drop(tmp_path, cut):
-    data = tar_of({"a.jpg": b"1", "a.txt": b"t", "b.jpg": b"2", "b.txt": b"u"})[:cut]
-    found = samples(tmp_path, data)
-    assert any(isinstance(item, Drop) and item.reason == "tar breaks off" for item in found)
-    for item in found:
-        if not isinstance(item, Drop) and "image_bytes" in item and "txt" in item:
-            assert (item["image_bytes"], item["txt"]) in ((b"1", "t"), (b"2", "u"))
-
-
-def test_damage_in_the_middle_is_told(tmp_path):
-    data = bytearray(tar_of({"a.jpg": b"1", "a.txt": b"t", "b.jpg": b"2", "b.txt": b"u"}))
-    data[4 * 512 : 4 * 512 + 100] = b"\x01" * 100  # the header of b.jpg
-    found = samples(tmp_path, bytes(data))
-    assert [item["__key__"] for item in found if not isinstance(item, Drop)] == ["a"]
-    assert [item.reason for item in found if isinstance(item, Drop)] == ["tar breaks off"]
-
-
-def test_a_member_that_claims_too_much_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "MAX_FILE_BYTES", 10)
-    big, good = samples(tmp_path, tar_of({"a.jpg": b"x" * 11, "b.jpg": b"2"}))
-    assert big.reason == "file too large" and good["image_bytes"] == b"2"
 
 
 # --- Small things ---------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import overlap_keys
 from data_pipelines.overlap import OverlapOptions, measure_overlap
 from data_pipelines.overlap_keys import COLUMNS, Collection, cluster, keys_of
 from data_pipelines.subset import SubsetOptions, make_subset
@@ -59,7 +63,10 @@ def measured(tmp_path_factory):
     same_image = record(5003, image=a[70].image)
     b = [*other, *near, same_figure, same_caption, same_image]
     paths = (write(root / "a", a), write(root / "b", b))
-    evals = (write(root / "e", [record(9000), record(3)]),)
+    evals = (
+        write(root / "e", [record(9000), record(3)]),
+        write(root / "f", [record(9001), record(5)]),
+    )
     options = OverlapOptions(dataset=paths, eval=evals, out=str(root / "out"), workers=1)
     return options, measure_overlap(options)
 
@@ -81,7 +88,7 @@ def test_lists_hold_what_a_subset_must_leave_out(measured, tmp_path):
     assert report["exclude"]["a-in-b.npy"] == PLANTED + 2  # near, image, figure; no caption
     for name, excluded in (
         ("a-in-b", {*range(PLANTED), 50, 70}),
-        ("a-in-evals", {3}),
+        ("a-in-evals", {3, 5}),  # in one or the other
     ):
         subset = make_subset(
             SubsetOptions(
@@ -138,6 +145,52 @@ def test_charts_of_one_template_are_not_the_same():
     assert collection.keys["near"].tolist() == [1, 0, 1]
 
 
+def test_equal_bytes_are_not_looked_at(monkeypatch):
+    records = [record(i % 2) for i in range(4)]
+    keys = np.array([keys_of(r) for r in records])
+    collection = Collection("x", records, np.arange(4), dict(zip(COLUMNS, keys.T, strict=True)))
+    monkeypatch.setattr(overlap_keys, "thumbnail", None)  # would fail if called
+    cluster([collection], 0)
+    assert collection.keys["near"].tolist() == [1, 2, 1, 2]
+
+
+def test_leaders_are_those_of_a_plain_loop(monkeypatch):
+    monkeypatch.setattr(overlap_keys, "BLOCK", 8)
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (12, 576))[rng.integers(0, 12, 60)]
+    noise = rng.normal(0, rng.uniform(0, 30, (60, 1)), (60, 576))
+    thumbnails = (base + noise).clip(0, 255).astype(np.uint8)
+    correlation = np.corrcoef(thumbnails.astype(np.float64))
+    expected = []
+    for i in range(60):
+        leaders = [j for j in range(i) if expected[j] == j and correlation[i, j] >= 0.96]
+        expected.append(min(leaders, default=i))
+    assert overlap_keys.leaders(thumbnails).tolist() == expected
+    assert 12 < len(set(expected)) < 40
+
+
+def test_figures_that_are_named_in_different_ways_are_not_compared(tmp_path, capsys):
+    of_b = [dataclasses.replace(record(n), figure_id=f"1471-2105-{n}") for n in range(3)]
+    paths = (write(tmp_path / "a", [record(n) for n in range(3)]), write(tmp_path / "b", of_b))
+    report = measure_overlap(OverlapOptions(dataset=paths, out=str(tmp_path / "o"), workers=1))
+    assert report["matrix"]["figure"]["a"] == {"a": 0, "b": None}
+    assert report["matrix"]["article"]["a"]["b"] == 3
+    remark = "have 3 articles in common and no figure's id, e.g. 'F1' and '1471-2105-"
+    assert remark in capsys.readouterr().out
+    assert "<td>not comparable</td>" in (tmp_path / "o" / "overlap.html").read_text()
+
+
+def test_the_command_as_the_issue_has_it(measured, tmp_path):
+    options, report = measured
+    command = [sys.executable, "-m", "data_pipelines.overlap", *options.dataset]
+    command += ["--eval", *options.eval]
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "overlap" / "overlap.json").read_text())
+    assert again["matrix"] == report["matrix"]
+
+
 def grey_jpeg(pixels_HW: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HW).save(buffer, "JPEG", quality=90)
@@ -157,6 +210,8 @@ def test_unknown_is_no_match(tmp_path):
         ({"dataset": ()}, "dataset is not set"),
         ({"exclude_by": ("colour",)}, "exclude_by .'colour'. must be of article"),
         ({"dataset": ("x/a", "y/a")}, "two have the name 'a'"),
+        ({"max_distance": 17}, "max_distance .17. must be 0 to 16"),
+        ({"eval_split": "tset"}, "eval_split .'tset'. must be of train, validation, test"),
     ],
 )
 def test_mistakes_are_told(options, message, tmp_path):

@@ -405,7 +405,7 @@ def test_wrong_options_are_named_before_anything_is_written(tmp_path, folder, op
 
 def test_kept_column_with_the_name_of_one_of_ours(tmp_path, folder):
     rows = [row | {"width": 1} for row in ROWS]
-    with pytest.raises(RuntimeError, match=r"width.*Rename"):
+    with pytest.raises(ValueError, match=r"keep .'width'. is a column that every record has"):
         build(tmp_path / "out", write_table(tmp_path / "t.csv", rows), folder, keep=("width",))
 
 

@@ -30,6 +30,12 @@ def cache(monkeypatch, tmp_path):
 
 
 SIGNALS = ({"score": 0.5, "tags": ["a", "b"]}, {"score": None, "tags": []}, {"tags": None})
+HASH = 0x7123456789ABCDEF  # float64 has 53 bits
+NUMBERS = (
+    {"hash": HASH, "gaps": HASH, "year": 2020, "known": True, "hashes": [HASH, -HASH]},
+    {"hash": -HASH, "gaps": None, "year": None, "known": False, "hashes": []},
+    {"hash": 0, "gaps": -1, "year": 1999, "known": True, "hashes": [1]},
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def dataset(tmp_path_factory) -> Dataset:
     directory.mkdir()
     examples = [tiny_example(number) for number in range(30)]
     for number, example in enumerate(examples):
-        example.signals |= SIGNALS[number % 3]
+        example.signals |= SIGNALS[number % 3] | NUMBERS[number % 3]
     write_shard(directory, 0, examples)
     return finish_dataset(directory, 1, {})
 
@@ -74,9 +80,21 @@ def test_every_record_survives(dataset, tfds_dataset):
     assert np.isnan(tfds_dataset.row(1)["score"]) and list(tfds_dataset.row(1)["tags"]) == []
 
 
+def test_no_digit_of_a_number_is_lost(dataset, tfds_dataset):
+    order = np.concatenate([dataset.positions(s) for s in ("train", "validation", "test")])
+    for position, original in enumerate(order.tolist()):
+        row, numbers = tfds_dataset.row(position), NUMBERS[original % 3]
+        assert isinstance(row["hash"], int) and row["hash"] == numbers["hash"]
+        assert list(row["hashes"]) == numbers["hashes"]
+        assert row["known"] == numbers["known"] and isinstance(row["width"], int)
+        gaps, year = numbers["gaps"], numbers["year"]
+        assert row["gaps"].decode() == ("" if gaps is None else str(gaps))
+        assert np.isnan(row["year"]) if year is None else row["year"] == year
+
+
 def test_lengths_of_texts_are_those_of_the_dataset(dataset, tfds_dataset):
     order = np.concatenate([dataset.positions(s) for s in ("train", "validation", "test")])
-    names = ["caption_chars", "references_chars"]
+    names = ["caption_chars", "caption_tokens", "references_chars"]
     assert tfds_dataset.columns(names) == dataset.columns(names).take(order)
 
 
@@ -107,7 +125,7 @@ def test_it_is_made_a_dataset_again(dataset, published, tmp_path):
         references="references",
         figure="figure_id",
         licence="licence",
-        keep=("shape", "score"),
+        keep=("shape", "score", "hash", "hashes"),
         workers=1,
         tokenizer_vocab=0,
         min_side=1,
@@ -118,6 +136,7 @@ def test_it_is_made_a_dataset_again(dataset, published, tmp_path):
         a, b = back[position], dataset[original]
         assert (a.image, a.texts(), a.article_id) == (b.image, b.texts(), b.article_id)
     assert back.metadata["split"].to_pylist() == dataset.metadata.take(order)["split"].to_pylist()
+    assert back.metadata["hash"].to_pylist() == dataset.metadata.take(order)["hash"].to_pylist()
     assert back.metadata["shape"].to_pylist() == dataset.metadata.take(order)["shape"].to_pylist()
 
 
@@ -212,6 +231,12 @@ def test_mistakes_are_told(dataset, published, options, message):
     options = {"dataset": str(dataset.path), "out": out, "name": "toy"} | options
     with pytest.raises(ValueError, match=message):
         publish(TfdsOptions(**options))
+
+
+def test_a_place_that_cannot_be_written_is_told(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out .*file.* cannot be written"):
+        publish(TfdsOptions(dataset=str(dataset.path), out=str(tmp_path / "file"), name="bad"))
 
 
 def test_columns_cost_one_pass_ever(foreign, monkeypatch, tmp_path):
