@@ -46,12 +46,9 @@ class ImageConfig:
     def validate(self, name: str = "data.image") -> None:
         if self.size < 1:
             raise ValueError(f"{name}.size ({self.size}) must be at least 1.")
-        if self.naflex_patch_size < 0 or (
-            self.naflex_patch_size and self.size % self.naflex_patch_size
-        ):
+        if (P := self.naflex_patch_size) < 0 or (P and self.size % P):
             raise ValueError(
-                f"{name}.naflex_patch_size ({self.naflex_patch_size}) must divide {name}.size "
-                f"({self.size}), or be 0."
+                f"{name}.naflex_patch_size ({P}) must divide {name}.size ({self.size}), or be 0."
             )
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"{name}.resize ({self.resize!r}) must be one of {RESIZE_MODES}.")
