@@ -157,8 +157,8 @@ def open_set(
 
 
 def _why_not(row: dict, seen: set[str], is_labelled: bool) -> str:
-    """Why a row is left out; "" if it is not."""
-    if row["name"] in seen:  # RSNA: a row a box
+    """Why a row is left out; "" if it is not. An image has one label, but may have captions."""
+    if is_labelled and row["name"] in seen:  # RSNA: a row a box
         return "image in an earlier row"
     if row["label"] is None:
         return "label excluded by the declaration, or none"

@@ -89,6 +89,21 @@ def test_a_table_with_patients(sets_dir):
     assert not groups[0] & groups[1] and not groups[1] & groups[2]
 
 
+def test_an_image_keeps_all_its_captions(tmp_path):
+    """Quilt-1M has a row a caption: each is a right answer of its image."""
+    (tmp_path / "quilt_1m/quilt_1m").mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / f"quilt_1m/quilt_1m/{i}.jpg").write_bytes(jpeg(i))
+    shown = [f"{i}.jpg,caption {j},val" for j, i in enumerate((0, 0, 1, 2, 2))]
+    table = "\n".join(["image_path,caption,split", *shown])
+    (tmp_path / "quilt_1m/quilt_1M_lookup.csv").write_text(table)
+    split = open_set("quilt_1m", DECLARED["quilt_1m"], tmp_path)["validation"]
+    assert split.captions == [f"caption {j}" for j in range(5)] and not split.left_out
+    cache = EmbeddingCache(RandomEmbedder(), None)
+    found, _ = evaluate_split(cache, {"validation": split}, "validation", SuiteOptions())
+    assert [measured.num_units for measured in found] == [3, 5]  # images, captions
+
+
 def test_other_layouts(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("train/cat/1.jpg", jpeg(1))
