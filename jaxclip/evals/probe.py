@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import expit
 
 from jaxclip.evals.base import Measured
 from jaxclip.evals.classification import multi_label, single_label
@@ -102,8 +103,8 @@ def few_shot_indices(target_NC: np.ndarray, shots: int, seed: int) -> np.ndarray
     return np.unique(np.concatenate(chosen))
 
 
-def neighbour_logits(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndarray:
-    """Votes of the nearest training images, weighted by exp(cosine / 0.07); log of their shares."""
+def neighbour_shares(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndarray:
+    """Share [N, C] of the nearest training images with a class, weighted by exp(cosine / 0.07)."""
     neighbours = min(NEIGHBOURS, len(train_NE))
     train, target = jnp.asarray(train_NE), jnp.asarray(target_NC, jnp.float32)
 
@@ -116,7 +117,7 @@ def neighbour_logits(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndar
         return jnp.einsum("nk,nkc->nc", weight_NK, target[index_NK])
 
     found = [np.asarray(votes(test_NE[i : i + chunk])) for i in range(0, len(test_NE), chunk)]
-    return np.log(np.maximum(np.concatenate(found), 1e-12))
+    return np.concatenate(found)
 
 
 def probe(
@@ -138,7 +139,11 @@ def probe(
     logits, strength = linear_logits(train, validation, test[0], several)
     linear = score(f"linear_probe/{name}/all", logits)
     linear.counts |= {"l2": strength, "training_images": len(train[0])}
-    found = [linear, score(f"nearest_neighbours/{name}", neighbour_logits(*train, test[0]))]
+    share_NC = np.clip(neighbour_shares(*train, test[0]), 1e-12, 1 - 1e-7)
+    votes_NC = np.log(share_NC)
+    if several:  # each finding has its own share: so the sigmoid gives it back
+        votes_NC -= np.log1p(-share_NC)
+    found = [linear, score(f"nearest_neighbours/{name}", votes_NC)]
     for shots in SHOTS:
         draws = []
         for seed in range(FEW_SHOT_DRAWS):
@@ -161,7 +166,7 @@ def probe(
 def _scored(target_NC, group_N, several, positive):
     def score(name, logit_NC):
         if several:
-            return multi_label(name, 1 / (1 + np.exp(-logit_NC)), target_NC.astype(bool), group_N)
+            return multi_label(name, expit(logit_NC), target_NC.astype(bool), group_N)
         return single_label(name, logit_NC, target_NC.argmax(axis=1), group_N, positive)
 
     return score
