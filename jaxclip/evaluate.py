@@ -34,7 +34,7 @@ from jaxclip.evals.base import Embedder
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
-from jaxclip.evals.representation import SAMPLES, cka
+from jaxclip.evals.representation import sample, similarity
 from jaxclip.evals.retrieval import PROTOCOLS
 from jaxclip.evals.run import RunEmbedder
 from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
@@ -145,7 +145,7 @@ def _score(
                 modality_N=scored.modalities,
             )  # fmt: skip
             if "representation" in options.suite:
-                of_seeds[-1] += _alignment(model, name, cache, scored, report.first)
+                of_seeds[-1] += _similarity(model, name, cache, scored, report.first)
             if len(of_seeds) > 1:
                 continue
             report.skipped += [line for line in nothing if line not in report.skipped]
@@ -155,7 +155,7 @@ def _score(
     report.rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
 
 
-def _alignment(
+def _similarity(
     model: str,
     name: str,
     cache: EmbeddingCache,
@@ -163,15 +163,16 @@ def _alignment(
     first: dict[str, tuple[str, str, np.ndarray]],
 ) -> list[results.Row]:
     """CKA with the first model that saw the set, of the images; that one itself has none."""
-    image_NE = cache.images(scored.content_hash, scored.images)[:SAMPLES]
+    chosen = sample(len(scored.images))
+    image_NE = cache.images(scored.content_hash, scored.images)[chosen]
     first_model, first_name, first_NE = first.setdefault(scored.name, (model, name, image_NE))
     if first_model == model:
         return []
-    row = dict.fromkeys(results.ROW.names) | {"model": name, "set": scored.name}
-    row |= {"split": scored.split, "evaluator": "representation"}
-    row |= {"metric": f"image_cka_with_{first_name}", "value": cka(first_NE, image_NE)}
-    row |= {"units": len(scored.images), "groups": len(scored.images), "seed": 0}
-    return [row | {"identity": scored.identity}]
+    groups = chosen if scored.groups is None else scored.groups[chosen]
+    return results.rows_of(
+        [similarity(first_name, first_NE, image_NE, groups)], model=name, set_name=scored.name,
+        split=scored.split, identity=scored.identity, draws=_DRAWS.value,
+    )  # fmt: skip
 
 
 def seeds_of(model: str) -> list[str]:

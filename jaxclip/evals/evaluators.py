@@ -15,7 +15,7 @@ from jaxclip.evals.base import Embeddings, Measured
 from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.probe import probe
 from jaxclip.evals.readers import LazyImages
-from jaxclip.evals.representation import describe
+from jaxclip.evals.representation import representation
 from jaxclip.evals.retrieval import label_retrieval, retrieval
 from jaxclip.evals.sets import EvalSplit
 from jaxclip.evals.zero_shot import check_labels, load_prompts, positive_class, zero_shot
@@ -137,15 +137,10 @@ def _probe(context: Context) -> list[Measured]:
 
 
 def _representation(context: Context) -> list[Measured]:
-    text_NE = context.embeddings.text_NE if context.scored.captions is not None else None
-    found = describe(context.embeddings.image_NE, text_NE)
-    # of the whole set: nothing here is a mean over units, so there are no draws
-    return [
-        Measured(
-            name="representation", metrics=lambda units: {}, num_units=len(context.scored.images),
-            group_U=np.asarray(context.embeddings.group_N), counts=dict(found),
-        )
-    ]  # fmt: skip
+    scored, embeddings = context.scored, context.embeddings
+    text_NE = embeddings.text_NE if scored.captions is not None else None
+    groups = np.asarray(embeddings.group_N)
+    return [representation(embeddings.image_NE, text_NE, groups, scored.modalities)]
 
 
 def _robustness(context: Context) -> list[Measured]:

@@ -7,6 +7,7 @@ To fine-tune instead of probing: configs/fine_tune.py.
 Shape letters: N images, C classes, E embedding, L strengths, K neighbours.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -173,12 +174,9 @@ def _scored(target_NC, group_N, several, positive):
 
 
 def _mean_of(draws: list[Measured]) -> Measured:
-    def metrics(units):
-        found = [draw.metrics(units) for draw in draws]
-        return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
-
+    """The mean over draws of training images, which the interval takes in."""
     one = draws[0]
-    return Measured(
-        name=one.name, metrics=metrics, num_units=one.num_units, group_U=one.group_U,
-        chance=one.chance, counts=one.counts | {"draws": len(draws)},
+    return dataclasses.replace(
+        one, repeats=[draw.metrics for draw in draws[1:]], items={},
+        counts=one.counts | {"draws": len(draws)},
     )  # fmt: skip

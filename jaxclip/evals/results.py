@@ -18,7 +18,14 @@ from etils import epath
 
 from jaxclip.data.record import write_atomically
 from jaxclip.evals.base import Measured
-from jaxclip.evals.uncertainty import Interval, bootstrap, compare, percentiles
+from jaxclip.evals.uncertainty import (
+    Interval,
+    bootstrap,
+    compare,
+    independent,
+    mean_of_drawn,
+    percentiles,
+)
 
 ROW = pa.schema(
     [
@@ -33,6 +40,8 @@ ROW = pa.schema(
         ("chance", pa.float64()),  # null: not known
         ("units", pa.int64()),  # queries, images
         ("groups", pa.int64()),  # articles, patients
+        ("independent", pa.int64()),  # what the interval rests on: groups, or seeds if fewer
+        ("undefined", pa.int64()),  # draws in which the metric is not defined; they do not count
         ("seed", pa.int64()),  # of the bootstrap
         ("identity", pa.string()),  # of images, texts, labels and groups
         ("replicates", pa.list_(pa.float32())),
@@ -64,7 +73,7 @@ def rows_of(
         common = {
             "model": model, "set": set_name, "split": split, "evaluator": measured.name,
             "units": measured.num_units, "groups": len(np.unique(measured.group_U)),
-            "seed": seed, "identity": identity,
+            "independent": independent(measured), "seed": seed, "identity": identity,
         }  # fmt: skip
         for metric, interval in bootstrap(measured, draws=draws, seed=seed).items():
             rows.append(
@@ -75,11 +84,12 @@ def rows_of(
                     "low": _number(interval.low),
                     "high": _number(interval.high),
                     "chance": measured.chance.get(metric),
+                    "undefined": int((~np.isfinite(interval.replicates_S)).sum()),
                     "replicates": interval.replicates_S.astype(np.float32).tolist(),
                 }
             )
         for count, value in measured.counts.items():
-            nothing = dict.fromkeys(("low", "high", "chance", "replicates"))
+            nothing = dict.fromkeys(("low", "high", "chance", "undefined", "replicates"))
             rows.append(common | nothing | {"metric": count, "value": float(value)})
     return rows
 
@@ -124,11 +134,11 @@ def over_seeds(of_seeds: Sequence[Sequence[Row]], model: str) -> list[Row]:
         assert len({(r["set"], r["evaluator"], r["metric"]) for r in of_one}) == 1
         row["value"] = float(np.mean([r["value"] for r in of_one]))
         if row["replicates"]:
-            found = np.array([r["replicates"] for r in of_one])  # [seeds, draws]
-            drawn = np.random.default_rng(row["seed"]).integers(len(found), size=found.shape)
-            replicates_S = np.take_along_axis(found, drawn, axis=0).mean(axis=0)
-            independent = min(row["groups"], len(found))
-            low, high = percentiles(replicates_S, independent)
+            found_RS = np.array([r["replicates"] for r in of_one])
+            replicates_S = mean_of_drawn(found_RS, row["seed"])
+            row["independent"] = min(row["independent"], len(of_one))
+            row["undefined"] = int((~np.isfinite(replicates_S)).sum())
+            low, high = percentiles(replicates_S, row["independent"])
             row |= {"low": _number(low), "high": _number(high)}
             row["replicates"] = replicates_S.tolist()
         rows.append(row)
@@ -203,6 +213,9 @@ def shown(row: Row, chance: bool = True) -> str:
     text = f"{row['value']:.1e}" if small else f"{row['value']:.4f}"
     if row["low"] is not None:
         text += f" [{row['low']:.4f}, {row['high']:.4f}]"
+    elif row["replicates"]:
+        undefined = f"undefined in {row['undefined']:,} of {len(row['replicates']):,} draws"
+        text += f" [no interval: {undefined if row['undefined'] else 'too few groups'}]"
     if chance and row["chance"] is not None:
         text += f" (chance {row['chance']:.4f})"
     return text
@@ -229,7 +242,9 @@ def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
         if not same or len(one["replicates"]) != len(other["replicates"]):
             rows.append(row | {"verdict": "other data or draws: not comparable"})
             continue
-        difference, verdict = compare(_interval(one), _interval(other), one["groups"])
+        difference, verdict = compare(
+            _interval(one), _interval(other), min(one["independent"], other["independent"])
+        )
         rows.append(
             row
             | {"difference": difference.value, "low": _number(difference.low)}

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxclip.evals.classification import softmax
 from jaxclip.evals.probe import (
