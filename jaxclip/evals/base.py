@@ -46,6 +46,7 @@ class Measured:
     metrics: Callable[[np.ndarray], dict[str, float]]  # int [any], indices of units -> metrics
     num_units: int
     group_U: np.ndarray  # units of one article or patient are drawn together
+    method: str = ""  # protocol, prompts, training images: results of two are not compared
     chance: dict[str, float] = dataclasses.field(default_factory=dict)  # by metric
     counts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the whole: no draws
     # [U] by metric, of the metrics that are means over units: what each unit adds

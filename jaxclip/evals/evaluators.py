@@ -18,7 +18,13 @@ from jaxclip.evals.readers import LazyImages
 from jaxclip.evals.representation import representation
 from jaxclip.evals.retrieval import label_retrieval, retrieval
 from jaxclip.evals.sets import EvalSplit
-from jaxclip.evals.zero_shot import check_labels, load_prompts, positive_class, zero_shot
+from jaxclip.evals.zero_shot import (
+    check_labels,
+    load_prompts,
+    positive_class,
+    prompts_id,
+    zero_shot,
+)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -99,13 +105,16 @@ def _retrieval(context: Context) -> list[Measured]:
 
 
 def _zero_shot(context: Context, embeddings: Embeddings | None = None) -> list[Measured]:
-    return [
-        zero_shot(
-            embeddings or context.embeddings, labels, context.prompts(file), context.cache.texts,
+    found = []
+    for file, labels in context.scored.labels.items():
+        prompts = context.prompts(file)
+        measured = zero_shot(
+            embeddings or context.embeddings, labels, prompts, context.cache.texts,
             name=f"zero_shot/{file}", logit_scale=float(context.cache.embedder.logit_scale),
-        )
-        for file, labels in context.scored.labels.items()
-    ]  # fmt: skip
+        )  # fmt: skip
+        measured.method = prompts_id(prompts)
+        found.append(measured)
+    return found
 
 
 def _probe(context: Context) -> list[Measured]:
@@ -113,6 +122,7 @@ def _probe(context: Context) -> list[Measured]:
     if "train" not in context.splits:
         return found
     train = context.splits["train"]
+    others = [s.identity[:8] for name, s in context.splits.items() if name != context.split]
     for file in context.scored.labels:
         image_NE = context.cache.images(train.content_hash, train.images)
         target_NC = context.targets(file, train)
@@ -127,12 +137,15 @@ def _probe(context: Context) -> list[Measured]:
             is_held = np.array([split_of(str(g), (0.8, 0.2, 0)) != "train" for g in groups])
             fitted = image_NE[~is_held], target_NC[~is_held]
             validation = image_NE[is_held], target_NC[is_held]
-        found += probe(
+        probed = probe(
             fitted, validation,
             (context.embeddings.image_NE, context.targets(file, context.scored)),
             np.asarray(context.embeddings.group_N), file,
             "negative_templates" in context.prompts(file), positive_class(context.prompts(file)),
         )  # fmt: skip
+        for measured in probed:
+            measured.method = f"trained on {' '.join(others)}"
+        found += probed
     return found
 
 
@@ -202,6 +215,7 @@ def _drops(name: str, clean: list[Measured], harder: list[list[Measured]]) -> li
     return [
         Measured(
             name=f"{name}/{before.name}", num_units=before.num_units, group_U=before.group_U,
+            method=before.method,
             metrics=functools.partial(metrics, [one[i] for one in harder], before),
         )
         for i, before in enumerate(clean)

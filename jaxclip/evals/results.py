@@ -44,6 +44,7 @@ ROW = pa.schema(
         ("undefined", pa.int64()),  # draws in which the metric is not defined; they do not count
         ("seed", pa.int64()),  # of the bootstrap
         ("identity", pa.string()),  # of images, texts, labels and groups
+        ("method", pa.string()),  # protocol, prompts, training images
         ("replicates", pa.list_(pa.float32())),
     ]
 )
@@ -74,6 +75,7 @@ def rows_of(
             "model": model, "set": set_name, "split": split, "evaluator": measured.name,
             "units": measured.num_units, "groups": len(np.unique(measured.group_U)),
             "independent": independent(measured), "seed": seed, "identity": identity,
+            "method": measured.method,
         }  # fmt: skip
         for metric, interval in bootstrap(measured, draws=draws, seed=seed).items():
             rows.append(
@@ -193,7 +195,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
         if "_severity_" in row["metric"]:
             continue  # the drop is their sum; all are in the table
         if head != before:
-            lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups)")
+            method = f"; {row['method']}" if row["method"] else ""
+            lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups{method})")
             before, counts = head, ""
         if row["replicates"] is not None or row["evaluator"] == "representation":
             lines.append(f"  {row['metric']}: {shown(row)}")
@@ -224,7 +227,8 @@ def shown(row: Row, chance: bool = True) -> str:
 def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     """Paired differences, second - first, of every metric on sets that both were scored on.
 
-    Rows of other data or other draws under the same names are not compared: `verdict` says so.
+    Rows of other data, draws, protocols or prompts under the same names are not compared: `verdict`
+    says so.
     """
 
     def key(row):
@@ -238,6 +242,10 @@ def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
             continue
         row = dict(zip(("set", "split", "evaluator", "metric"), key(one), strict=True))
         row |= {"first": one["model"], "second": other["model"]}
+        if one["method"] != other["method"]:
+            two = f"{one['method']}, {other['method']}"
+            rows.append(row | {"verdict": f"measured otherwise ({two}): not comparable"})
+            continue
         same = all(one[field] == other[field] for field in ("identity", "seed", "groups"))
         if not same or len(one["replicates"]) != len(other["replicates"]):
             rows.append(row | {"verdict": "other data or draws: not comparable"})

@@ -34,9 +34,14 @@ def retrieval(embeddings: Embeddings, protocol: str = "all_right") -> list[Measu
       targets, median_rank (of the best right answer, from 1), mrr, map; chance of recall@k, of a
       random order with the same right answers.
     """
-    if protocol == "open_pmc":
-        return _own_pair(embeddings)
-    assert protocol == "all_right", protocol
+    assert protocol in PROTOCOLS, protocol
+    found = _own_pair(embeddings) if protocol == "open_pmc" else _all_right(embeddings)
+    for measured in found:
+        measured.method = f"protocol {protocol}"
+    return found
+
+
+def _all_right(embeddings: Embeddings) -> list[Measured]:
     images, first_image, image_of_N = np.unique(
         embeddings.image_id_N, return_index=True, return_inverse=True
     )

@@ -13,6 +13,7 @@ say that a finding is there. prompts/_templates.json has other templates by name
 Shape letters: N records, C classes, E embedding.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
 
 def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
     """Gives prompts the templates, and the class names, of a choice in _templates.json."""
-    named = json.loads((PROMPTS / "_templates.json").read_text())
+    named = named_templates()
     if choice not in named:
         raise ValueError(f"templates ({choice!r}) must be one of {', '.join(named)}.")
     chosen = named[choice]
@@ -83,6 +84,7 @@ def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
     for field in ("templates", "negative_templates"):
         if field in prompts:
             prompts[field] = chosen[field]
+    prompts["templates_name"] = choice
 
 
 def classes_of(name: str) -> tuple[str, ...]:
@@ -94,6 +96,18 @@ def positive_class(prompts: dict[str, Any]) -> int:
     """Number of the class whose recall is the sensitivity, where there are two."""
     classes = list(prompts["classes"])
     return classes.index(prompts["positive"]) if "positive" in prompts else 1
+
+
+def named_templates() -> dict[str, Any]:
+    return json.loads((PROMPTS / "_templates.json").read_text())
+
+
+def prompts_id(prompts: dict[str, Any]) -> str:
+    """`prompts v1 4f0c2a91` and the templates' name: two prompt files of one id say the same."""
+    told = {key: value for key, value in prompts.items() if key != "source"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    name = prompts.get("templates_name", "")
+    return f"prompts v{prompts.get('version', 0)} {digest[:8]} {name}".rstrip()
 
 
 def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:

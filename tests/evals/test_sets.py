@@ -203,11 +203,11 @@ def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
         open_set("bach", DECLARED["bach"], tmp_path)
 
 
-def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=50):
+def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=50, **options):
     embedder = RandomEmbedder(seed)
     splits = open_set("toy", TOY, sets_dir)
     cache = EmbeddingCache(embedder, directory)
-    found, _ = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite))
+    found, _ = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite, **options))
     return results.rows_of(
         found, model=f"m{seed}", set_name="toy", split="test",
         identity=splits["test"].identity, draws=draws,
@@ -248,6 +248,14 @@ def test_comparison_says_better_only_on_the_same_data(sets_dir, tmp_path):
     assert verdicts <= {"higher", "lower", "not distinguished"}
     same = results.compared(one, one)
     assert all(row["verdict"] == "not distinguished" and not row["difference"] for row in same)
+    for change in ({"protocol": "open_pmc"}, {"templates": "plain"}):
+        other = scored(None, sets_dir, seed=1, **change)[0]
+        verdicts = {row["evaluator"]: row["verdict"] for row in results.compared(two, other)}
+        for name in ("image_to_text", "zero_shot/vqa_rad"):
+            differs = name.startswith("zero") == ("templates" in change)
+            assert ("not comparable" in verdicts[name]) == differs, (name, change)
+            if differs:
+                assert all(value in verdicts[name] for value in change.values())
     for row in two:
         row["identity"] = "another"
     found = results.compared(one, two)
