@@ -29,7 +29,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except USER_ERRORS as error:
-            if not _is_ours(error) or os.environ.get("JAXCLIP_TRACEBACK"):
+            if not is_ours(error) or os.environ.get("JAXCLIP_TRACEBACK"):
                 raise
             return _tell(str(error))
 
@@ -61,7 +61,7 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether the line that raised it is the project's own."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:

@@ -80,8 +80,8 @@ class Source:
     labels: Labels | None = None  # of all records of the dataset; kinds as in the other sources
 
 
-def open_sources(config: DataConfig, split: str) -> list[Source]:
-    """Opens the datasets, subsets and TFDS datasets of config.path.
+def open_sources(config: DataConfig, split: str | None) -> list[Source]:
+    """Opens the datasets, subsets and TFDS datasets of config.path; None: all splits.
 
     Raises:
       FileNotFoundError, ValueError: as open_dataset does; there is no record to use in this split.
@@ -96,7 +96,7 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
         used = positions[has_text[positions]]
         if not len(used):
             raise ValueError(
-                f"data.path ({path}) has {len(positions)} records in its {split} split, and none "
+                f"data.path ({path}) has {len(positions)} records in {split or 'all'}, and none "
                 f"has text in data.text.fields {config.text.fields}. Splits: "
                 f"{dataset.manifest['counts']['splits']}."
             )

@@ -21,6 +21,7 @@ from jaxclip.evals.sets import EvalSplit
 from jaxclip.evals.zero_shot import (
     check_labels,
     load_prompts,
+    named_templates,
     positive_class,
     prompts_id,
     zero_shot,
@@ -32,6 +33,20 @@ class SuiteOptions:
     suite: tuple[str, ...] = ("retrieval", "zero_shot")
     protocol: str = "all_right"
     templates: str = ""
+
+    def validate(self, split: str) -> None:
+        """Raises ValueError, before anything is embedded."""
+        if unknown := set(self.suite) - set(EVALUATORS):
+            raise ValueError(f"--suite ({', '.join(unknown)}) must be of {', '.join(EVALUATORS)}.")
+        if self.templates and self.templates not in named_templates():
+            raise ValueError(
+                f"--templates ({self.templates}) must be one of {', '.join(named_templates())}."
+            )
+        if "probe" in self.suite and split not in ("validation", "test"):
+            raise ValueError(
+                f"--split={split} with --suite=probe would score images that the probe is trained "
+                "on. Score test or validation, or leave the probe out."
+            )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -72,6 +87,7 @@ def evaluate_split(
     Returns:
       What was measured; a line on each evaluator that finds nothing to score there.
     """
+    options.validate(split)
     embeddings = embed_set(cache, splits[split])
     context = Context(
         cache=cache, splits=splits, split=split, embeddings=embeddings, options=options

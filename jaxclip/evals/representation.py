@@ -206,14 +206,6 @@ def discrepancy(name: str, two: Sequence[np.ndarray], groups: Sequence[np.ndarra
     return {f"mmd2_{name}": found.mmd2, f"mmd2_{name}_p_value": found.p_value}
 
 
-def similarity(name: str, x_NE: np.ndarray, y_ND: np.ndarray, group_N: np.ndarray) -> Measured:
-    """cka() of two models' embeddings of the same sample of images, as `image_cka_with_NAME`."""
-    return Measured(
-        name="representation", num_units=len(x_NE), group_U=group_N, halves=True,
-        metrics=lambda units: {f"image_cka_with_{name}": cka(x_NE[units], y_ND[units])},
-    )  # fmt: skip
-
-
 def plane(x_NE: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
     """Points [N, 2] for a picture: "tsne" (scikit-learn) or "umap" (umap-learn).
 

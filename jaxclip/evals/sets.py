@@ -23,6 +23,7 @@ from jaxclip.data.tfds import TfdsDataset
 from jaxclip.evals.readers import Layout, LazyImages, rows
 from jaxclip.evals.zero_shot import load_prompts
 
+ALL = "all"  # the whole set: every split of it
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {"validation": "validation", "validate": "validation", "dev": "validation"}
 SPLIT_NAMES |= {"test": "test", "testing": "test"}
@@ -77,13 +78,13 @@ class EvalSplit:
 def of_dataset(
     config: DataConfig, split: str, prompt_files: Sequence[str] = (), templates: str = ""
 ) -> list[EvalSplit]:
-    """A split of each dataset of config.path, with the texts that its policy chooses.
+    """A split, or ALL, of each dataset of config.path, with the texts that its policy chooses.
 
     Raises:
       ValueError, FileNotFoundError: as open_sources; a label column that is not there.
     """
     found = []
-    for source in open_sources(config, split):
+    for source in open_sources(config, None if split == ALL else split):
         dataset, positions = source.dataset, source.positions
         columns = dataset.columns(["image_sha256", "article_id"])
         sha, article = (column.to_numpy()[positions] for column in columns.columns)

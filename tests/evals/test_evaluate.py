@@ -15,9 +15,9 @@ from jaxclip.evals import results
 from jaxclip.evals.base import Embeddings, Measured
 from jaxclip.evals.embed import EmbeddingCache, fingerprint
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
+from jaxclip.evals.models import distinct_names, load_embedder, name_of_seeds, seeds_of
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.sets import of_dataset
-from jaxclip.evaluate import load_embedder, model_name, seeds_of
 from jaxclip.sharding import ShardingConfig, make_mesh
 from tests.conftest import tiny_example
 from tests.models.pretrained.fixtures import read_fixture, write_folder
@@ -101,7 +101,11 @@ def test_models_of_one_table_are_compared(tmp_path, capsys):
 def test_models_by_name():
     assert seeds_of("A,B") == ["A", "B"]
     assert seeds_of("RUN:random")[::7] == ["RUN:random0", "RUN:random7"]
-    assert model_name("runs/a/", object()) == "a"
+    names = distinct_names(["runs/a/", "x/final", "y/final", "z/y/last", "z/x/last", "r:random0"])
+    assert list(names.values()) == ["a", "x/final", "y/final", "y/last", "x/last", "r:random0"]
+    assert name_of_seeds("runs/a/,x/final", names) == "a,x/final (2 seeds)"
+    with pytest.raises(ValueError, match="has a model twice"):
+        distinct_names(["runs/a", "runs/a/"])
     with pytest.raises(FileNotFoundError, match="holds no run of jaxclip.train"):
         load_embedder("nowhere:random0", make_mesh(ShardingConfig()))
 
