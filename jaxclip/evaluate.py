@@ -218,10 +218,7 @@ def _open_sets(model: str, report: Report) -> list[dict[str, EvalSplit]]:
         try:
             if prompts := DECLARED[name].prompts:
                 load_prompts(prompts, _TEMPLATES.value)  # before anything is embedded
-            splits = open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed)
-            if split not in splits:
-                raise FileNotFoundError(f"{name} has no {split} split: {', '.join(splits)}.")
-            found.append(splits)
+            found.append(open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed, split))
         except FileNotFoundError as error:
             report.skipped.append(str(error))
         except Exception as error:

@@ -71,7 +71,7 @@ class Context:
         prompts = self.prompts(file)
         several = "negative_templates" in prompts
         found = [label if several else (label,) for label in split.labels[file]]
-        check_labels(np.array([x for labels in found for x in labels], object), prompts)
+        check_labels(split.labels[file], prompts)
         classes = {label: c for c, label in enumerate(prompts["classes"])}
         target_NC = np.zeros((len(found), len(classes)), bool)
         for row, labels in enumerate(found):

@@ -130,7 +130,10 @@ def cka(x_NE: np.ndarray, y_ND: np.ndarray) -> float:
 
     With the unbiased HSIC (Song et al. 2007; Nguyen et al. 2021, arXiv:2010.15327, eq. 3): the
     plain one (Kornblith et al. 2019) goes to 1 for unrelated ones when N is not much above E.
+    Of less than 4 inputs it is not defined: NaN.
     """
+    if len(x_NE) < 4:
+        return float("nan")
     kernels = [x @ x.T for x in (x_NE.astype(np.float64), y_ND.astype(np.float64))]
     for kernel in kernels:
         np.fill_diagonal(kernel, 0)

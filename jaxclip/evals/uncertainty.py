@@ -44,7 +44,9 @@ def bootstrap(
     for name, value in values.items():
         of_RS = np.array([[one[name] for one in of_draw] for of_draw in found]).T
         replicates_S = mean_of_drawn(of_RS, seed) if found else np.zeros(0)
-        if measured.halves:  # a half has its own bias, of rank and gap: its spread is what counts
+        if (
+            measured.halves and found
+        ):  # a half has its own bias, of rank and gap: its spread is what counts
             replicates_S = value + replicates_S - replicates_S.mean()
         low, high = percentiles(replicates_S, independent(measured), level)
         intervals[name] = Interval(value=value, low=low, high=high, replicates_S=replicates_S)

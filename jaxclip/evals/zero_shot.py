@@ -111,8 +111,10 @@ def prompts_id(prompts: dict[str, Any]) -> str:
 
 
 def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:
-    """Raises ValueError if a label is not a class of the prompt file."""
+    """Raises ValueError if a label, or a finding of one, is not a class of the prompt file."""
     classes = list(prompts["classes"])
+    if "negative_templates" in prompts:
+        label_N = np.array([finding for label in label_N for finding in label], object)
     if unknown := sorted(set(label_N.tolist()) - set(classes), key=str):
         raise ValueError(
             f"column {prompts['label_column']!r} has the labels {unknown}, which the prompt file "
@@ -179,12 +181,11 @@ def zero_shot(
     score_NC = class_scores(embeddings.image_NE, prompts, encode_text) * logit_scale
     group_N = np.asarray(embeddings.group_N)
     label_N = labels[embeddings.record_N]
+    check_labels(label_N, prompts)
     if "negative_templates" in prompts:
-        check_labels(np.array([x for found in label_N for x in found], object), prompts)
         true_NC = np.zeros(score_NC.shape, bool)
         for row, found in enumerate(label_N):
             true_NC[row, [classes[label] for label in found]] = True
         return multi_label(name, 1 / (1 + np.exp(-score_NC.astype(np.float64))), true_NC, group_N)
-    check_labels(label_N, prompts)
     true_N = np.array([classes[label] for label in label_N])
     return single_label(name, score_NC, true_N, group_N, positive_class(prompts))

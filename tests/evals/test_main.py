@@ -85,22 +85,22 @@ def sets(tmp_path, monkeypatch):
     monkeypatch.setitem(DECLARED, "kinds", kinds)
     monkeypatch.setitem(DECLARED, "pairs", Declaration(**common, split="test", layout=layout))
     monkeypatch.setattr(
-        evaluate, "load_embedder", lambda model, *_: Plane(1 + model.startswith("b"))
+        evaluate, "load_embedder", lambda model, *_: Plane(6 if model[0] == "b" else 1)
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def run(model=("a/final",), sets=("kinds",), suite=("zero_shot",), **options):
-    """(exit code, rows by model, evaluator and metric)."""
+    """(exit code, rows by model, evaluator and metric: the first of each)."""
     options = {"draws": 5, "out": "out"} | options
     options |= {"model": list(model), "set": list(sets), "suite": list(suite), "sets_dir": "."}
     with flagsaver.flagsaver(**options):
         code = evaluate.main(["evaluate"])
     found = {}
     for row in results.read(options.get("out") or next(Path("evaluation").glob("*/test"))):
-        found[row["model"], row["evaluator"].partition("/")[0], row["metric"]] = row
-        found[row["model"], row["evaluator"], row["metric"]] = row
+        for evaluator in (row["evaluator"].partition("/")[0], row["evaluator"]):
+            found.setdefault((row["model"], evaluator, row["metric"]), row)
     return code, found
 
 
