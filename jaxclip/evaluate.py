@@ -43,6 +43,7 @@ from jaxclip.evals.models import (
     path_of,
     seeds_of,
 )
+from jaxclip.evals.representation import MAPS, require_map
 from jaxclip.evals.retrieval import PROTOCOLS
 from jaxclip.evals.sets import ALL, EvalSplit, of_dataset, open_set
 from jaxclip.evals.uncertainty import DRAWS
@@ -69,6 +70,7 @@ _OUT = flags.DEFINE_string(
 )
 _CACHE = flags.DEFINE_string("cache", "", "Where embeddings are kept; default: OUT/embeddings.")
 _PAGE = flags.DEFINE_bool("page", False, "Also a page with pictures: OUT/index.html.")
+_MAP = flags.DEFINE_enum("map", "tsne", list(MAPS), "The map of embeddings on the page.")
 _COMPARE = flags.DEFINE_multi_string("compare", [], "Results whose models to compare.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Vocabulary of checkpoints that come without one."
@@ -86,6 +88,8 @@ def main(argv: Sequence[str]) -> int | None:
         suite=tuple(_SUITE.value), protocol=_PROTOCOL.value, templates=_TEMPLATES.value
     )
     options.validate(_SPLIT.value)
+    if _PAGE.value and _MAP.value != "tsne":  # asked for, so not replaced
+        require_map(_MAP.value)
     names = distinct_names([one for model in _MODEL.value for one in seeds_of(model)])
     out = epath.Path(_OUT.value or _default_out(_MODEL.value[0]))
     _check_writable(out)
@@ -172,7 +176,9 @@ def _score(
                     results.rows_of(found, **told, identity=scored.identity, draws=_DRAWS.value)
                 )
                 if _PAGE.value and not seed:
-                    report.sections.append(page.section(name, cache, scored, options.templates))
+                    report.sections.append(
+                        page.section(name, cache, scored, options.templates, _MAP.value)
+                    )
             except Exception as error:  # whatever is wrong with one set, the others are scored
                 report.fail(f"{name} on {scored.name}/{scored.split}", error)
                 continue

@@ -8,6 +8,7 @@ Shape letters: N, M samples, E embedding, P permutations.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from jaxclip.evals.base import Measured
 SAMPLES = 2000  # of each side at most: kernels are quadratic
 PROJECTED = 64  # principal components of both samples together that discrepancies are measured in
 Scores = dict[str, float]
+MAPS = {"tsne": ("sklearn", "eval"), "umap": ("umap", "umap")}  # library, extra that has it
 MODALITY_IMAGES = 20  # a modality with fewer has no discrepancy
 
 
@@ -210,20 +212,26 @@ def discrepancy(name: str, two: Sequence[np.ndarray], groups: Sequence[np.ndarra
 
 
 def plane(x_NE: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
-    """Points [N, 2] for a picture: "tsne" (scikit-learn) or "umap" (umap-learn).
+    """Points [N, 2] for a picture of at least 5 rows: see MAPS.
 
     Raises:
       ValueError: the library is not installed.
     """
-    try:
-        if method == "umap":
-            from umap import UMAP  # pyright: ignore[reportMissingImports]
+    require_map(method)
+    if method == "umap":
+        from umap import UMAP  # pyright: ignore[reportMissingImports]
 
-            return UMAP(metric="cosine", random_state=seed).fit_transform(x_NE)  # pyright: ignore
-        from sklearn.manifold import TSNE  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            f"A {method} picture needs {error.name}: pip install jaxclip[eval]."
-        ) from None
+        neighbours = min(15, len(x_NE) - 1)
+        reducer = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+        return np.asarray(reducer.fit_transform(x_NE))
+    from sklearn.manifold import TSNE  # pyright: ignore[reportMissingImports]
+
     perplexity = min(30.0, (len(x_NE) - 1) / 3)
     return TSNE(metric="cosine", random_state=seed, perplexity=perplexity).fit_transform(x_NE)
+
+
+def require_map(method: str) -> None:
+    """Raises ValueError: the library that draws this map is not installed."""
+    library, extra = MAPS[method]
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f"A {method} picture needs {library}: pip install 'jaxclip[{extra}]'.")

@@ -3,6 +3,10 @@
 Shape letters: N samples, E embedding.
 """
 
+import importlib.util
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -142,3 +146,25 @@ def test_plane_keeps_two_clusters_apart():
     centres = points[:20].mean(axis=0), points[20:].mean(axis=0)
     spread = np.linalg.norm(points[:20] - centres[0], axis=1).mean()
     assert np.linalg.norm(centres[0] - centres[1]) > spread
+
+
+def test_a_map_that_cannot_be_drawn_names_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs umap: pip install 'jaxclip\[umap\]'"):
+        plane(normal(0, 9), "umap")
+
+
+def test_umap_is_given_the_cosine_the_seed_and_no_more_neighbours_than_there_are(monkeypatch):
+    """Of umap-learn's arguments; itself it compiles for 12 s of CPU."""
+    given = {}
+
+    class UMAP:
+        def __init__(self, **options):
+            given.update(options)
+
+        def fit_transform(self, x):
+            return x[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP, __spec__="here"))
+    assert plane(normal(0, 9), "umap").shape == (9, 2)
+    assert given == {"n_neighbors": 8, "metric": "cosine", "random_state": 0, "n_jobs": 1}

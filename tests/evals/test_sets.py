@@ -5,6 +5,7 @@ The embedder here needs no model: embeddings come from an image's bytes and a te
 
 import csv
 import io
+import re
 import zipfile
 
 import numpy as np
@@ -236,8 +237,13 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     results.write(found, [], out, {})
     assert len(results.read(out)) == len(found)
     split.captions[0] = "<script>alert(1)</script>"
+    split.modalities = np.array(["CT", "MRI<"] * 5 + ["US"], object)
     page = write_page(out, found, [section("m", cache, split)]).read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+    drawn = page.partition("aria-label=map")[2].partition("</svg>")[0]
+    # 11 images as discs and 11 texts as rings, in the colours of 3 modalities
+    assert drawn.count("stroke=") == 11 and drawn.count("r=3 fill='") == 11
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["CT", "MRI&lt;", "US"]
     assert page.count("<th>m0<th>Chance") == 1 and "Robustness by severity" in page
     assert not any("_severity_" in line for line in results.summary(found))  # a screen, not ten
 
