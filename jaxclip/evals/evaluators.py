@@ -5,14 +5,14 @@ Shape letters: N images, C classes, E embedding.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from jaxclip.data.record import hash64, split_of
 from jaxclip.evals import robustness
 from jaxclip.evals.base import Embeddings, Measured
-from jaxclip.evals.embed import EmbeddingCache, embed_set
+from jaxclip.evals.embed import EmbeddingCache, embed_set, has_text
 from jaxclip.evals.probe import probe
 from jaxclip.evals.readers import LazyImages
 from jaxclip.evals.representation import representation
@@ -58,6 +58,7 @@ class Context:
     split: str
     embeddings: Embeddings
     options: SuiteOptions
+    notes: list[str] = dataclasses.field(default_factory=list)  # on what cannot be scored
 
     @property
     def scored(self) -> EvalSplit:
@@ -85,23 +86,26 @@ def evaluate_split(
     """All evaluators of options.suite on splits[split]; the others are there to train probes on.
 
     Returns:
-      What was measured; a line on each evaluator that finds nothing to score there.
+      What was measured; a line on each evaluator, or part of one, with nothing to score there.
     """
     options.validate(split)
-    embeddings = embed_set(cache, splits[split])
+    scored, found = splits[split], []
+    embeddings = embed_set(cache, scored)
+    if not has_text(cache.embedder):
+        splits = dict(splits) | {split: dataclasses.replace(scored, captions=None)}
     context = Context(
         cache=cache, splits=splits, split=split, embeddings=embeddings, options=options
     )
-    scored, found, nothing = splits[split], [], []
     for name in options.suite:
         measured = EVALUATORS[name](context)
         found += measured
         if not measured:
-            nothing.append(
+            context.notes.append(
                 f"{name} of {scored.name}, which has captions: {scored.captions is not None}, "
-                f"labels: {list(scored.labels) or None}, splits: {list(splits)}."
+                f"labels: {list(scored.labels) or None}, splits: {list(splits)}, by a model that "
+                f"reads text: {has_text(cache.embedder)}."
             )
-    return found, nothing
+    return found, context.notes
 
 
 def _retrieval(context: Context) -> list[Measured]:
@@ -110,19 +114,25 @@ def _retrieval(context: Context) -> list[Measured]:
         found = retrieval(context.embeddings, context.options.protocol)
     for file in context.scored.labels:
         target_NC = context.targets(file, context.scored)
-        if "negative_templates" not in context.prompts(file):
-            measured = label_retrieval(
-                context.embeddings.image_NE, target_NC.argmax(axis=1),
-                np.asarray(context.embeddings.group_N),
-            )  # fmt: skip
-            measured.name += f"/{file}"
-            found.append(measured)
+        if "negative_templates" in context.prompts(file):
+            continue
+        label_N = target_NC.argmax(axis=1)
+        if np.bincount(label_N).max() < 2:
+            context.notes.append(
+                f"image_to_image/{file} of {context.scored.name}: each is a class."
+            )
+            continue
+        measured = label_retrieval(
+            context.embeddings.image_NE, label_N, np.asarray(context.embeddings.group_N)
+        )
+        measured.name += f"/{file}"
+        found.append(measured)
     return found
 
 
 def _zero_shot(context: Context, embeddings: Embeddings | None = None) -> list[Measured]:
     found = []
-    for file, labels in context.scored.labels.items():
+    for file, labels in context.scored.labels.items() if has_text(context.cache.embedder) else ():
         prompts = context.prompts(file)
         measured = zero_shot(
             embeddings or context.embeddings, labels, prompts, context.cache.texts,
@@ -174,18 +184,34 @@ def _representation(context: Context) -> list[Measured]:
 
 def _robustness(context: Context) -> list[Measured]:
     """Retrieval and zero-shot under each corruption and severity, and the mean relative drop."""
-    scored, found = context.scored, []
-    clean = _corrupted(context, "", 0)
-    for corruption in robustness.CORRUPTIONS:
-        harder = [_corrupted(context, corruption, s) for s in robustness.SEVERITIES]
-        found += _drops(f"robustness/{corruption}", clean, harder)
-    if scored.captions is None:
-        return found
-    clean = _perturbed(context, "word_order", 0)
-    for perturbation in robustness.PERTURBATIONS:
-        harder = [_perturbed(context, perturbation, s) for s in robustness.SEVERITIES]
-        found += _drops(f"robustness/{perturbation}", clean, harder)
+    found = _changes(context, _corrupted, robustness.CORRUPTIONS, "all_corruptions")
+    if context.scored.captions is not None:
+        found += _changes(context, _perturbed, robustness.PERTURBATIONS, "all_perturbations")
     return found
+
+
+def _changes(context: Context, change: Callable, names: Iterable[str], together: str):
+    clean, found = change(context, "", 0), []
+    harder = {
+        name: [change(context, name, severity) for severity in robustness.SEVERITIES]
+        for name in names
+    }
+    for name, of_severities in harder.items():
+        found += _drops(f"robustness/{name}", clean, of_severities)
+    # of each severity the mean over all changes, and so their mean relative drop
+    every = [
+        [_mean_of([harder[name][s][i] for name in harder]) for i in range(len(clean))]
+        for s in range(len(robustness.SEVERITIES))
+    ]
+    return found + _drops(f"robustness/{together}", clean, every)
+
+
+def _mean_of(several: list[Measured]) -> Measured:
+    def metrics(units):
+        found = [measured.metrics(units) for measured in several]
+        return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+
+    return dataclasses.replace(several[0], metrics=metrics)
 
 
 def _corrupted(context: Context, corruption: str, severity: int) -> list[Measured]:
@@ -198,7 +224,9 @@ def _corrupted(context: Context, corruption: str, severity: int) -> list[Measure
     image_NE = context.cache.images(f"{name} at {robustness.SHORT_SIDE}", images)
     embeddings = dataclasses.replace(context.embeddings, image_NE=image_NE)
     found = _zero_shot(context, embeddings)
-    return found + (retrieval(embeddings)[:1] if scored.captions is not None else [])
+    if scored.captions is not None:
+        found += retrieval(embeddings, context.options.protocol)[:1]
+    return found
 
 
 def _perturbed(context: Context, perturbation: str, severity: int) -> list[Measured]:
@@ -208,10 +236,10 @@ def _perturbed(context: Context, perturbation: str, severity: int) -> list[Measu
         for text in captions
     ]
     embeddings = dataclasses.replace(context.embeddings, text_NE=context.cache.texts(texts))
-    return retrieval(embeddings)[1:]
+    return retrieval(embeddings, context.options.protocol)[1:]
 
 
-SHOWN = {"accuracy", "auroc", "recall@10"}  # of the metrics, what drops are told of
+SHOWN = {"accuracy", "auroc", "recall@1", "recall@10"}  # of the metrics, what drops are told of
 
 
 def _drops(name: str, clean: list[Measured], harder: list[list[Measured]]) -> list[Measured]:

@@ -98,9 +98,10 @@ def linear_logits(
 
 
 def few_shot_indices(target_NC: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Indices of `shots` images of each class, or of all there are."""
+    """Indices of `shots` images of each class, or of all there are; also of those of no class."""
     rng = np.random.default_rng((seed, shots))
-    chosen = [rng.permutation(np.flatnonzero(of_class))[:shots] for of_class in target_NC.T]
+    classes = [*np.asarray(target_NC, bool).T, ~np.asarray(target_NC, bool).any(axis=1)]
+    chosen = [rng.permutation(np.flatnonzero(of_class))[:shots] for of_class in classes]
     return np.unique(np.concatenate(chosen))
 
 
@@ -157,7 +158,7 @@ def probe(
                 (validation[0][few_validation], validation[1][few_validation]),
                 test[0],
                 several,
-                rows=max(SHOTS) * test[1].shape[1],
+                rows=max(SHOTS) * (test[1].shape[1] + several),
             )
             draws.append(score(f"linear_probe/{name}/{shots}", logits))
         found.append(_mean_of(draws))

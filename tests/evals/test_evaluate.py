@@ -1,5 +1,6 @@
 """Models of others are scored as ours are, from bytes, pixels, paths; what is missing is told."""
 
+import json
 import pathlib
 
 import cv2
@@ -19,7 +20,7 @@ from jaxclip.evals.models import distinct_names, load_embedder, name_of_seeds, s
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.sets import of_dataset
 from jaxclip.sharding import ShardingConfig, make_mesh
-from tests.conftest import tiny_example
+from tests.conftest import SHAPES, tiny_example
 from tests.models.pretrained.fixtures import read_fixture, write_folder
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "../shared/golden"
@@ -73,7 +74,29 @@ def test_a_model_of_others_is_scored(imported, tiny_dataset, tmp_path):
     (line,) = nothing
     assert line.startswith("probe of ") and "labels: None" in line
     assert len(list(tmp_path.iterdir())) == 2  # images and captions, each once
-    assert fingerprint(imported) == cache.fingerprint
+    assert fingerprint(imported, "image") != fingerprint(imported, "text")
+
+
+def test_a_model_of_images_alone_is_probed(tiny_dataset, tmp_path):
+    """A vision transformer without text tower; a checkpoint without a vocabulary is alike."""
+    path = write_folder(tmp_path / "vit", read_fixture("hf_vit"))
+    model = load_embedder(str(path), make_mesh(ShardingConfig()))
+    prompts = {"version": 1, "label_column": "shape", "templates": ["{}"]}
+    prompts |= {"classes": {shape: [shape] for shape in SHAPES}}
+    (tmp_path / "shapes.json").write_text(json.dumps(prompts))
+    splits = {
+        split: of_dataset(DataConfig(path=(str(tiny_dataset),)), split, [f"{tmp_path}/shapes.json"])
+        for split in ("train", "test")
+    }
+    found, nothing = evaluate_split(
+        EmbeddingCache(model, tmp_path / "kept"), {k: v for k, (v,) in splits.items()}, "test",
+        SuiteOptions(suite=("retrieval", "zero_shot", "probe", "representation")),
+    )  # fmt: skip
+    assert {measured.name.partition("/")[0] for measured in found} == {
+        "image_to_image", "linear_probe", "nearest_neighbours", "representation"
+    }  # fmt: skip
+    (line,) = nothing
+    assert line.startswith("zero_shot of") and line.endswith("reads text: False.")
 
 
 def test_models_of_one_table_are_compared(tmp_path, capsys):

@@ -19,6 +19,7 @@ from jaxclip.data.image import decode_image
 from jaxclip.evals import results
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.readers import Table
+from jaxclip.evals.robustness import CORRUPTIONS
 from jaxclip.evals.sets import Declaration
 from jaxclip.evals.zero_shot import named_templates
 
@@ -149,6 +150,19 @@ def test_severities_are_worse_and_worse(sets):
     # contrast 127 is above 32, where A ends, if 0.3 of it is left; 90 if 0.4 is
     np.testing.assert_allclose(accuracy, np.array([5, 5, 4, 3, 3, 3]) / 6)
     assert found[*key, "accuracy_mean_relative_drop"]["value"] == pytest.approx(0.28)
+    name = f"zero_shot/{sets}/plane.json", "accuracy_mean_relative_drop"
+    drops = [
+        found["final", f"robustness/{change}/{name[0]}", name[1]]["value"] for change in CORRUPTIONS
+    ]
+    mean = found["final", f"robustness/all_corruptions/{name[0]}", name[1]]["value"]
+    assert mean == pytest.approx(np.mean(drops)) and len(drops) == 5
+
+
+def test_robustness_is_of_the_protocol_that_is_asked_for(sets):
+    for protocol, clean in (("all_right", 1), ("open_pmc", 0.5)):
+        _, found = run(sets=["pairs"], suite=["robustness"], protocol=protocol, draws=0)
+        row = found["final", "robustness/contrast/image_to_text", "recall@1_severity_0"]
+        assert (row["value"], row["method"]) == (clean, f"protocol {protocol}")
 
 
 def test_models_of_one_name_and_what_is_between_them_and_their_sets(sets):
@@ -181,6 +195,15 @@ def test_a_set_without_the_split_that_is_asked_for_names_those_it_has(sets, caps
     with pytest.raises(ValueError, match="No set could be scored"):
         run(sets=["pairs"], split="validation")
     assert "pairs has no validation split. It has: test (4)." in capsys.readouterr().out
+
+
+def test_a_set_of_one_image_a_class_has_no_image_retrieval(sets, monkeypatch, capsys):
+    table(
+        sets / "ones", ["image", "label", "patient", "split"], [KINDS[0], (99, "B", "p", "train")]
+    )
+    monkeypatch.setitem(DECLARED, "ones", DECLARED["kinds"])
+    run(sets=["ones"], split="train", suite=["retrieval", "zero_shot"])
+    assert "Skipped: image_to_image/" in capsys.readouterr().out
 
 
 def test_a_whole_set_is_scored(sets):

@@ -55,6 +55,9 @@ def test_few_shot_draws():
     target = np.eye(3)[np.array([0] * 10 + [1] * 5 + [2] * 2)]
     chosen = few_shot_indices(target, 4, seed=0)
     assert target[chosen].sum(axis=0).tolist() == [4, 4, 2]  # a class has no more than it has
+    findings = np.eye(3)[np.arange(90) % 3] * (np.arange(90) < 30)[:, None]
+    healthy = ~findings[few_shot_indices(findings, 4, seed=0)].any(axis=1)
+    assert healthy.sum() == 4  # images without a finding are a class of their own
     assert few_shot_indices(target, 4, seed=1).tolist() != chosen.tolist()
 
 

@@ -8,11 +8,13 @@ import io
 import re
 import zipfile
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+from jax.experimental import multihost_utils
 
 from jaxclip.data.record import hash64
 from jaxclip.evals import results
@@ -224,6 +226,29 @@ def test_embeddings_are_kept_by_content(sets_dir, tmp_path):
     (sets_dir / "toy/images/6.jpg").write_bytes(jpeg(99))
     _, changed, *_ = scored(tmp_path / "kept", sets_dir)
     assert changed.images_seen == 2 + 11
+
+
+def test_the_first_process_decides_whether_to_embed(sets_dir, tmp_path, monkeypatch):
+    """Embedding takes all processes: one that found a file on its own disk must not go ahead."""
+    _, _, cache, split = scored(tmp_path / "kept", sets_dir, suite=("representation",), draws=0)
+    kept_NE = cache.images(split.content_hash, split.images)
+    first_has = []
+
+    def broadcast(value):  # what process 0 would send
+        if np.ndim(value) == 0:
+            return np.int32(8 if first_has else 0)
+        return first_has[0]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    before = cache.embedder.images_seen
+    np.testing.assert_array_equal(cache.images(split.content_hash, split.images), kept_NE)
+    assert cache.embedder.images_seen == before + 11  # though the file is here
+    first_has.append(kept_NE[::-1])
+    found = cache.images("content that is not here", split.images)
+    np.testing.assert_array_equal(found, kept_NE[::-1])
+    assert cache.embedder.images_seen == before + 11
 
 
 def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
