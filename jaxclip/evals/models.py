@@ -4,12 +4,15 @@ import collections
 import functools
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
-import jaxclip
+from jaxclip import inference
 from jaxclip.evals.base import Embedder
-from jaxclip.evals.run import RunEmbedder
+from jaxclip.evals.run import MeshEmbedder, RunEmbedder
+from jaxclip.sharding import tree_sharding
+from jaxclip.start import open_model
 
 RANDOM_SEEDS = 8
 
@@ -33,7 +36,22 @@ def load_embedder(model: str, mesh: Mesh, tokenizer: str = "") -> Embedder:
         return embedder.randomised(int(seed)) if is_random else embedder
     if is_random:
         raise FileNotFoundError(f"--model ({model}) holds no run of jaxclip.train.")
-    return jaxclip.load(path, tokenizer=tokenizer)
+    own = open_model(path).tokenizer.path if tokenizer else ""
+    return ImportedEmbedder(inference.load(path, tokenizer="" if own else tokenizer), mesh)
+
+
+class ImportedEmbedder(MeshEmbedder):
+    """What jaxclip.load gives, on all devices of a mesh, and its images prepared by all cores."""
+
+    def __init__(self, model: inference.Model, mesh: Mesh):
+        family, self.has_text = model.family, model.has_text
+        params = jax.device_put(model.params, tree_sharding(model.params, mesh))
+        prepare = functools.partial(inference.prepared, config=family.image)
+        # without a vocabulary or text tower the model's own error says so
+        encode_texts = model.tokenizer.encode if model.tokenizer else model.encode_text
+        super().__init__(
+            family.model, family.inputs, params, encode_texts, prepare, family.image, mesh
+        )
 
 
 @functools.lru_cache(maxsize=1)  # random seeds of a run share its compiled functions

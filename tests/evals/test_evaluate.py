@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+import jaxclip
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
 from jaxclip import evaluate
 from jaxclip.data.record import Dataset
@@ -55,6 +56,21 @@ def test_bytes_pixels_and_paths_of_an_image_are_one_image(imported, tmp_path):
     # another JPEG decoder may round a pixel differently
     np.testing.assert_allclose(imported.encode_image(images), from_pixels, atol=5e-3)
     assert np.linalg.norm(from_pixels, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_on_a_mesh_a_model_of_others_gives_what_load_gives(tmp_path):
+    path = write_folder(tmp_path / "model", read_fixture("hf_clip_gelu"))
+    save_tokenizer(train_tokenizer(WORDS, vocab_size=60), tmp_path / "own.json")
+    mesh = make_mesh(ShardingConfig())
+    assert mesh.size == 8
+    one = jaxclip.load(str(path), tokenizer=str(tmp_path / "own.json"))
+    all_devices = load_embedder(str(path), mesh, str(tmp_path / "own.json"))
+    images, texts = [tiny_example(n).record.image for n in range(3)], ["red circle", "a cross"]
+    # the same float32 sums in another order
+    for tower, given in (("encode_image", images), ("encode_text", texts)):
+        expected, found = (getattr(model, tower)(given) for model in (one, all_devices))
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert all_devices.logit_scale == pytest.approx(one.logit_scale)
 
 
 def test_a_model_of_others_is_scored(imported, tiny_dataset, tmp_path):
