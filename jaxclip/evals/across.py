@@ -44,7 +44,7 @@ class Across:
         else:
             group_N = scored.groups[chosen].astype(str)
         mine = Sample(model, name, scored.name, scored.identity, image_NE, group_N)
-        first, found = self.first.setdefault(scored.name, mine), []
+        first, found = self.first.setdefault(scored.identity, mine), []
         if first.model != model:
             found.append(similarity(first.name, first.image_NE, image_NE, group_N))
         if self.last[0] != name:

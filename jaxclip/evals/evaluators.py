@@ -100,11 +100,10 @@ def evaluate_split(
         measured = EVALUATORS[name](context)
         found += measured
         if not measured:
-            context.notes.append(
-                f"{name} of {scored.name}, which has captions: {scored.captions is not None}, "
-                f"labels: {list(scored.labels) or None}, splits: {list(splits)}, by a model that "
-                f"reads text: {has_text(cache.embedder)}."
-            )
+            why = f"captions: {scored.captions is not None}, labels: {list(scored.labels) or None}"
+            if not has_text(cache.embedder):
+                why += "; the model has no text tower, or no vocabulary: --tokenizer=FILE"
+            context.notes.append(f"{name} of {scored.name} ({why}; splits: {', '.join(splits)}).")
     return found, context.notes
 
 

@@ -84,8 +84,11 @@ def of_dataset(
       ValueError, FileNotFoundError: as open_sources; a label column that is not there.
     """
     found = []
-    for source in open_sources(config, None if split == ALL else split):
+    sources = open_sources(config, None if split == ALL else split)
+    names = collections.Counter(source.dataset.path.name for source in sources)
+    for source in sources:
         dataset, positions = source.dataset, source.positions
+        name = dataset.path.name
         columns = dataset.columns(["image_sha256", "article_id"])
         sha, article = (column.to_numpy()[positions] for column in columns.columns)
         labels = {}
@@ -99,7 +102,7 @@ def of_dataset(
         captions = [choose_text(dataset[int(i)].texts(), config.text, None) for i in positions]
         found.append(
             EvalSplit(
-                name=dataset.path.name,
+                name=name if names[name] < 2 else source.path,
                 split=split,
                 images=_records(dataset, positions),
                 image_id_N=np.array([hash64(x) for x in sha], np.int64),
