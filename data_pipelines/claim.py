@@ -15,7 +15,7 @@ from jaxclip.data.record import METADATA, Dataset
 
 OWN_FILES = re.compile(  # what a dataset, finished or not, consists of
     r"(records-\d{5,}\.(array_record|parquet|json)|(metadata|rows)\.parquet|dropped\.jsonl"
-    r"|(manifest|build|tokenizer|card)\.json|card\.html)(\.tmp)?"
+    r"|(manifest|build|tokenizer|card)\.json|card\.html)((\.\d+)?\.tmp)?"
 )
 FINISHED = ("tokenizer.json", "dropped.jsonl", METADATA, "manifest.json")  # besides the shards
 

@@ -72,16 +72,7 @@ def make_subset(options: SubsetOptions) -> Subset:
       ValueError, FileNotFoundError: an option, the expression, a list; fewer records than size.
     """
     options.validate()
-    dataset = Dataset(options.dataset)
-    connection = connect(dataset)
-    check_where(connection, options.where)
-    lists = [load_list(path) for path in (*options.uids, *options.exclude)]
-    _join_lists(connection, lists[: len(options.uids)], lists[len(options.uids) :])
-    _check_columns(connection, dataset, options)
-    pool = _pool(options)
-    counts = _counts(connection, options, pool)
-    shares = _shares(connection, options, pool, counts) if options.stratify else None
-    _check_size(options, counts, shares)
+    dataset, connection, pool, counts, shares = _eligible(options)
     positions = _choose(connection, options, pool, counts, shares)
     if shares:
         counts["strata"] = _strata(connection, options, positions)
@@ -101,6 +92,12 @@ def make_subset(options: SubsetOptions) -> Subset:
     return subset
 
 
+def check_subset(options: SubsetOptions) -> None:
+    """Raises what make_subset would, which is not done."""
+    dataclasses.replace(options, out="none").validate()
+    _eligible(options)
+
+
 def summary(subset: Subset) -> str:
     counts = dict(subset.manifest["counts"])
     strata = counts.pop("strata", {})
@@ -113,6 +110,21 @@ def summary(subset: Subset) -> str:
 
 
 # --- The choice, in SQL ---------------------------------------------------------------------------
+
+
+def _eligible(options: SubsetOptions) -> tuple[Dataset, duckdb.DuckDBPyConnection, str, dict, Any]:
+    """Dataset, connection, pool, counts and shares; enough of what there is to choose from."""
+    dataset = Dataset(options.dataset)
+    connection = connect(dataset)
+    check_where(connection, options.where)
+    lists = [load_list(path) for path in (*options.uids, *options.exclude)]
+    _join_lists(connection, lists[: len(options.uids)], lists[len(options.uids) :])
+    _check_columns(connection, dataset, options)
+    pool = _pool(options)
+    counts = _counts(connection, options, pool)
+    shares = _shares(connection, options, pool, counts) if options.stratify else None
+    _check_size(options, counts, shares)
+    return dataset, connection, pool, counts, shares
 
 
 def _check_columns(

@@ -123,21 +123,22 @@ def run_row(run_dir: Path) -> dict[str, Any]:
     axes = json.loads((run_dir / "axes.json").read_text())
     config = json.loads((run_dir / "config.json").read_text())
     plan, status = read_plan(run_dir), read_status(run_dir)
-    subset = Subset(config["data"]["path"][0])
+    path = Path(config["data"]["path"][0])
+    subset = Subset(path) if (path / "manifest.json").exists() else None  # it could not be drawn
     done = is_done(run_dir)
-    pairs = len(subset)
     row = {"run_id": run_dir.name} | {name: axes.pop(name) for name in AXES}
-    row |= {"unique_pairs": pairs, "epochs": row["samples_seen"] / pairs} | axes
+    pairs = len(subset) if subset else row["unique_pairs"]
+    row |= {"unique_pairs": pairs, "epochs": row["samples_seen"] / pairs if pairs else None} | axes
     return row | {
         "contrastive_batch": config["contrastive_batch_size"] or config["batch_size"],
         "optimizer_batch": config["batch_size"],
         "flops": float(plan["flops"]),
         "seconds": float(sum(status["seconds"].values())),
-        "overlap_share": overlap_share(run_dir, subset) if done else None,
+        "overlap_share": overlap_share(run_dir, subset) if done and subset else None,
         "status": look(run_dir).state,
         "error": status["error"],
         "config_hash": plan["config_hash"],
-        "data_hash": subset.content_hash,
+        "data_hash": subset.content_hash if subset else "",
         "command": shlex.join(["python", *command_of(run_dir, TRAIN)[1:]]),
     }
 

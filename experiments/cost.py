@@ -108,7 +108,7 @@ def estimate(sweep: Sweep, mfu: float = MFU) -> list[str]:
     head += [f"{name} h" for name in DEVICES] + ["read", "kept"]
     table = [head, *(_row(*key, cost, mfu) for key, cost in rows.items())]
     table.append(_row("all", "", total, mfu))
-    missing = sorted({r.data.dataset for r in sweep.runs if not _is_there(r.data.dataset)})
+    missing = sorted({r.data.dataset for r in sweep.runs if not is_there(r.data.dataset)})
     return [
         f"{sweep.name}: {sweep.question}",
         *_aligned(table),
@@ -119,7 +119,7 @@ def estimate(sweep: Sweep, mfu: float = MFU) -> list[str]:
     ]
 
 
-def _is_there(path: str) -> bool:
+def is_there(path: str) -> bool:
     return (Path(path) / "manifest.json").exists()
 
 

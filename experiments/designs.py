@@ -1,4 +1,4 @@
-"""Budgets that make runs of different size comparable, and optimizers that go with them.
+"""Budgets that make runs of different size comparable, optimizers that go with them, and filters.
 
 Three designs, which answer different questions: fixed_samples gives every size the same samples
 seen, so that small sets are repeated more often; fixed_epochs repeats every set equally often, so
@@ -10,6 +10,19 @@ import math
 
 from experiments.cost import flops_per_pair
 from jaxclip.config import TrainConfig
+
+# Over the columns of data_pipelines.signals; each keeps what it says. One threshold each for all
+# studies of whole corpora, so that a filter's name means one thing.
+FILTERS = {
+    "single_panels": "compound_probability < 0.5",
+    "no_charts": "modality NOT IN ('chart', 'other')",
+    "large": "short_side >= 224",
+    "sharp": "sharpness >= 100",
+    "no_text_in_image": "text_share < 0.05",
+    "long_captions": "caption_words >= 20",
+    "english": "language IS NULL OR language = 'en'",
+    "caption_names_modality": "modality_overlap >= 0.5",
+}
 
 
 def fixed_epochs(unique_pairs: int, epochs: float) -> int:

@@ -9,7 +9,8 @@ A study's file has get_sweep() -> Sweep and is plain Python, mostly itertools.pr
     ]
 
 A run's id is made of its complete config, its subset and its axes: whatever changes what is
-computed changes the id, and what only says where and how fast it runs does not.
+computed changes the id, and what only says where and how fast it runs does not. Fields at their
+default are not in it, so that a field that comes later leaves the ids of finished runs as they are.
 """
 
 import copy
@@ -19,13 +20,16 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from data_pipelines.subset import SubsetOptions
-from jaxclip.config import RESUMABLE, TrainConfig, flatten, to_dict
+from jaxclip.config import RESUMABLE, TrainConfig, defaults, flatten, to_dict
 from jaxclip.optimizer import Duration
 
 
@@ -38,9 +42,15 @@ class Run:
     @functools.cached_property
     def config_hash(self) -> str:
         """Hex sha256 of all that decides the result, but for the content of the dataset."""
-        config = json.loads(json.dumps(to_dict(self.config)))
-        computed = {k: v for k, v in flatten(config).items() if not k.startswith(RESUMABLE)}
-        identity = {"config": computed, "data": subset_identity(self.data), "axes": dict(self.axes)}
+        config = flatten(json.loads(json.dumps(to_dict(self.config))))
+        usual = defaults()
+        computed = {
+            field: value
+            for field, value in config.items()
+            if not field.startswith(RESUMABLE) and (field not in usual or value != usual[field])
+        }
+        axes = {name: value for name, value in self.axes.items() if name != "base"}
+        identity = {"config": computed, "data": subset_identity(self.data), "axes": axes}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -82,7 +92,8 @@ class Sweep:
     )
 
     def validate(self) -> None:
-        """Raises ValueError: two runs of one id, an unknown reference, a config's mistake."""
+        """Raises ValueError: two runs of one id or datasets of one name, an unknown reference or
+        base, a config's mistake."""
         if not self.runs:
             raise ValueError(f"runs of {self.name} is empty. List at least one.")
         ids = [run.run_id for run in self.runs]
@@ -91,12 +102,29 @@ class Sweep:
                 f"runs of {self.name} has {twice[0]} twice: the same config, subset and axes. "
                 "Take one away."
             )
+        self._check_names()
+        for run in self.runs:
+            run.at(Path("W")).validate()
+
+    def _check_names(self) -> None:
+        places: dict[str, str] = {}
+        for path in (os.path.normpath(run.data.dataset) for run in self.runs):
+            if (other := places.setdefault(Path(path).name, path)) != path:
+                raise ValueError(
+                    f"dataset: {other} and {path} of {self.name} have one name, by which runs and "
+                    "subsets are told apart. Rename or link one."
+                )
         sources = {run.axes["source"] for run in self.runs}
         if unknown := sorted({self.reference, *self.planted} - sources - {""}):
             known = ", ".join(sorted(sources))
             raise ValueError(f"reference, planted: {unknown[0]!r} must be a source: {known}.")
+        variants = {run.axes["variant"] for run in self.runs}
         for run in self.runs:
-            run.at(Path("W")).validate()
+            if run.axes["base"] not in variants or (run.axes["base"] == run.axes["variant"] != ""):
+                raise ValueError(
+                    f"base ({run.axes['base']!r}) of {run.axes['variant']!r} must be another "
+                    f"variant of {self.name}."
+                )
 
 
 def make_run(
@@ -108,13 +136,15 @@ def make_run(
     model: str,
     design: str = "fixed_samples",
     variant: str = "",
+    base: str = "",
     **axes: str | int | float,
 ) -> Run:
     """A run of `config`, which is copied, on a subset, for so many samples.
 
     Args:
       design: what is kept equal between sizes: fixed_samples, fixed_epochs, fixed_compute.
-      variant: the name of an ablation; "" for the base.
+      variant: the name of an ablation; "" for a run without one.
+      base: the variant that this one is told against; "": the run without one.
       axes: whatever else the study varies; a column each in runs.parquet.
     """
     config = copy.deepcopy(config)
@@ -124,7 +154,7 @@ def make_run(
     return Run(
         config=config,
         data=dataclasses.replace(data),
-        axes=found | {"seed": config.seed, "variant": variant} | axes,
+        axes=found | {"seed": config.seed, "variant": variant, "base": base} | axes,
     )
 
 
@@ -153,12 +183,20 @@ def load_sweep(file: str) -> Sweep:
 
 
 def subset_identity(data: SubsetOptions) -> dict[str, Any]:
-    """What decides the choice; of files their names alone, so that a study may be moved."""
+    """What decides the choice; of paths the names alone, so that a study may be moved.
+
+    Lists count by their content, too; one that is not there has none yet.
+    """
     values = json.loads(json.dumps(dataclasses.asdict(data)))
     del values["out"]
     values["dataset"] = Path(values["dataset"]).name
     for field in ("exclude", "uids"):
-        values[field] = [Path(file).name for file in values[field]]
+        files = [epath.Path(file) for file in values[field]]
+        contents = [file.read_bytes() if file.exists() else b"" for file in files]
+        values[field] = [
+            [file.name, hashlib.sha256(content).hexdigest()]
+            for file, content in zip(files, contents, strict=True)
+        ]
     return values
 
 

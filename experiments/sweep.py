@@ -2,13 +2,19 @@ r"""Carries out a study: a Python file that lists complete runs (see study.py).
 
     python -m experiments.sweep experiments/miniature/sweep.py --workdir=W --make_data
     python -m experiments.sweep experiments/quality_vs_scale/sweep.py:DATA --workdir=W --dry-run
-    ... --launcher=local [--devices=8]        # a process a device, on this machine
-    ... --launcher=slurm --slurm=timeout_min=2880,gpus_per_node=8,slurm_partition=gpu
-    ... --launcher=skypilot --accelerators=tpu-v6e-8 --bucket=gs://B/W --mounts=DATA=gs://B/data
+    ... FILE:DATA,h100 --launcher=local                 # on this machine, a run a GPU
+    ... FILE:DATA,h100x8 --launcher=local --devices=1   # all GPUs to one run
+    ... FILE:DATA,h100x8 --launcher=slurm \
+        --slurm=timeout_min=2880,gpus_per_node=8,slurm_partition=gpu
+    ... FILE:DATA,v6e-8 --launcher=skypilot --accelerators=tpu-v6e-8 --bucket=gs://B/W \
+        --mounts=DATA=gs://B/data
 
-What stands behind the colon is given to the file's get_sweep. The same command again carries out
-what is missing, and no more: a run that was killed goes on where it stopped, one that failed is
-tried again, one that is finished is left alone. At the end everything is collected (collect.py).
+What stands behind the colon is given to the file's get_sweep: in the studies of real corpora where
+the data are, and what a run has to itself, which sizes its micro-batches. A run is one host's.
+
+The same command again carries out what is missing, and no more: a run that was killed goes on where
+it stopped, one that failed is tried again, one that is finished is left alone. A run whose subset
+cannot be drawn has failed, and the others go on. At the end everything is collected (collect.py).
 
 WORKDIR/study.json      the question, and what the report has to know
         subsets/NAME    what the runs are trained on
@@ -16,10 +22,13 @@ WORKDIR/study.json      the question, and what the report has to know
         cache/          compiled programs, shared by the runs
         runs.parquet    and results.parquet, items.parquet, see collect.py
 
-Exit codes: 0 all done; 1 some runs failed or are not done; 75 stopped, all runs saved.
+Exit codes: 0 all done; 1 some runs failed or are not done, or cannot be (--dry-run); 75 stopped,
+all runs saved.
 """
 
+import collections
 import dataclasses
+import json
 import shlex
 import subprocess
 import sys
@@ -30,14 +39,14 @@ from typing import Any
 import jax
 
 from data_pipelines.options import option, run
-from data_pipelines.subset import make_subset
+from data_pipelines.subset import check_subset, make_subset
 from experiments import collect, cost
 from experiments.launchers import local, skypilot, slurm
 from experiments.progress import Watch
 from experiments.study import Run, Sweep, load_sweep
 from experiments.worker import TRAIN, is_done, read_status, write_json
 from jaxclip.command import EXIT_PREEMPTED
-from jaxclip.config import to_dict
+from jaxclip.config import TrainConfig, differences, to_dict
 from jaxclip.data.subset import Subset
 
 LAUNCHERS = ("local", "slurm", "skypilot")
@@ -58,11 +67,14 @@ class SweepOptions:
     cluster: str = option("slurm", "slurm: what submitit submits to: slurm, local, debug")
     accelerators: str = option("", "skypilot: H100:8, tpu-v6e-8, ...")
     bucket: str = option("", "skypilot: gs://, s3:// ... of the study's folder")
-    mounts: tuple[str, ...] = option((), "skypilot: PATH=BUCKET,... of the datasets")
+    mounts: tuple[str, ...] = option((), "skypilot: PATH=BUCKET,... of the datasets, copied")
     spot: bool = option(True, "skypilot: capacity that may be taken away")
+    disk_size: int = option(0, "skypilot: GB, for the datasets, too; 0: its default")
+    extras: tuple[str, ...] = option(("pipelines", "tfds"), "skypilot: of jaxclip, to install")
 
     def __post_init__(self):
-        self.slurm, self.mounts = tuple(self.slurm), tuple(self.mounts)
+        for name in ("slurm", "mounts", "extras"):
+            setattr(self, name, tuple(getattr(self, name)))
 
     def validate(self) -> None:
         if not self.file:
@@ -80,23 +92,24 @@ def main(options: SweepOptions) -> int:
     jax.config.update("jax_platforms", "cpu")  # devices are the runs'; here is nothing to compute
     sweep = load_sweep(options.file)
     if options.dry_run:
-        print(*cost.estimate(sweep, options.mfu), sep="\n")
-        return 0
+        impossible = infeasible(sweep)
+        print(*cost.estimate(sweep, options.mfu), *impossible, sep="\n")
+        return int(bool(impossible))
     workdir = Path(options.workdir)
-    prepare_data(sweep, options.make_data)
-    run_dirs = prepare_runs(sweep, workdir)
-    missing = [run_dir for run_dir in run_dirs if not is_done(run_dir)]
-    print(
-        f"{sweep.name}: {len(run_dirs)} runs, {len(run_dirs) - len(missing)} done before.",
-        flush=True,
-    )
+    if prepare_data(sweep, options.make_data):
+        sweep = load_sweep(options.file)  # ids hold what is in lists
+    run_dirs, impossible = prepare_runs(sweep, workdir)
+    done = sum(map(is_done, run_dirs))
+    missing = [run for run in run_dirs if run not in impossible and not is_done(run)]
+    left_out = f" {len(impossible)} cannot be carried out: see below." if impossible else ""
+    print(f"{sweep.name}: {len(run_dirs)} runs, {done} done before.{left_out}", flush=True)
     if missing:
         try:
             launch(options, missing, Watch(run_dirs), workdir)
         except KeyboardInterrupt:
             return EXIT_PREEMPTED
     collect.collect(workdir)
-    return tell_failures(run_dirs)
+    return tell_failures([run for run in run_dirs if run in impossible or not is_done(run)])
 
 
 def launch(options: SweepOptions, missing: list[Path], watch: Watch, workdir: Path) -> None:
@@ -105,38 +118,58 @@ def launch(options: SweepOptions, missing: list[Path], watch: Watch, workdir: Pa
     elif options.launcher == "slurm":
         slurm.launch(missing, watch, workdir / "slurm", options.slurm, options.cluster)
     else:
-        skypilot.write_tasks(
-            missing, workdir / "sky", accelerators=options.accelerators, bucket=options.bucket,
-            mounts=options.mounts, spot=options.spot,
+        machine = skypilot.Machine(
+            accelerators=options.accelerators, bucket=options.bucket, mounts=options.mounts,
+            spot=options.spot, disk_size=options.disk_size, extras=options.extras,
         )  # fmt: skip
+        skypilot.write_tasks(missing, workdir / "sky", machine)
 
 
-def tell_failures(run_dirs: Sequence[Path]) -> int:
-    failed = [run_dir for run_dir in run_dirs if not is_done(run_dir)]
+def tell_failures(failed: Sequence[Path]) -> int:
+    """A line a reason, and 1 if there is any."""
+    alike = collections.defaultdict(list)
     for run_dir in failed:
         status = read_status(run_dir)
-        print(f"{run_dir.name}: {status['state']} {status['error']}".rstrip(), file=sys.stderr)
+        alike[f"{status['state']} {status['error']}".rstrip()].append(run_dir.name)
+    for why, names in alike.items():
+        print(f"{named(names)}: {why}", file=sys.stderr)
     if failed:
-        print(
-            f"{len(failed)} of {len(run_dirs)} runs are not done. Run the same command again.",
-            file=sys.stderr,
-        )
+        print(f"{len(failed)} runs are not done. Run the same command again.", file=sys.stderr)
     return int(bool(failed))
+
+
+def named(names: Sequence[str]) -> str:
+    """`A`, `A and 2 more`"""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 # --- What runs need before they start -------------------------------------------------------------
 
 
-def prepare_data(sweep: Sweep, make_data: bool) -> None:
-    """Makes sure that every dataset is there.
+def infeasible(sweep: Sweep) -> list[str]:
+    """A line a subset that cannot be drawn, of datasets that are there; seeds are alike."""
+    runs = collections.defaultdict(list)
+    for one in sweep.runs:
+        if cost.is_there(one.data.dataset):
+            runs[dataclasses.astuple(dataclasses.replace(one.data, seed=0))].append(one)
+    lines = []
+    for alike in runs.values():
+        try:
+            check_subset(alike[0].data)
+        except (ValueError, FileNotFoundError) as error:
+            lines.append(f"Cannot be drawn: {named([one.run_id for one in alike])}: {error}")
+    return lines
+
+
+def prepare_data(sweep: Sweep, make_data: bool) -> bool:
+    """Makes sure that every dataset is there; whether one was made.
 
     Raises:
       FileNotFoundError: one is not, with the command that makes it.
       ValueError: the command failed.
     """
-    for path, command in sweep.make_data.items():
-        if Path(path).exists():
-            continue
+    missing = {path: cmd for path, cmd in sweep.make_data.items() if not Path(path).exists()}
+    for path, command in missing.items():
         if not make_data:
             raise FileNotFoundError(
                 f"{path} of {sweep.name} is not there. Make it with --make_data, or: {command}"
@@ -146,25 +179,56 @@ def prepare_data(sweep: Sweep, make_data: bool) -> None:
         parts = [sys.executable, *parts[1:]] if parts[0] == "python" else parts
         if code := subprocess.run(parts, check=False).returncode:
             raise ValueError(f"{command} ended with code {code}: {path} was not made.")
+    return bool(missing)
 
 
-def prepare_runs(sweep: Sweep, workdir: Path) -> list[Path]:
-    """Subsets, configs and plans of all runs; what is there already stays."""
-    for one in {each.subset_path(workdir): each for each in sweep.runs}.values():
-        prepare_subset(one, workdir)
-    write_json(
-        workdir / "study.json",
-        {
-            "name": sweep.name,
-            "question": sweep.question,
-            "reference": sweep.reference,
-            "metric": sweep.metric,
-            "planted": {source: list(bounds) for source, bounds in sweep.planted.items()},
-            "command": ["python", "-m", "experiments.sweep", *sys.argv[1:]],
-            "runs": [one.run_id for one in sweep.runs],
-        },
-    )
-    return [prepare_run(one, sweep, workdir) for one in sweep.runs]
+def prepare_runs(sweep: Sweep, workdir: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Subsets, configs and plans of all runs; what is there already stays.
+
+    Returns:
+      The runs' folders; and why, of each that cannot be carried out. Such a run has failed.
+    """
+    undrawn = {}
+    for path, one in {each.subset_path(workdir): each for each in sweep.runs}.items():
+        try:
+            prepare_subset(one, workdir)
+        except (ValueError, FileNotFoundError) as error:
+            undrawn[path] = str(error)
+    write_json(workdir / "study.json", about(sweep))
+    impossible = {}
+    run_dirs = {workdir / "runs" / one.run_id: one for one in sweep.runs}
+    for run_dir, one in run_dirs.items():
+        why = changed(run_dir, one.at(workdir))
+        if not why:
+            prepare_run(one, sweep, run_dir, workdir)
+            why = undrawn.get(one.subset_path(workdir))
+        if why:
+            impossible[run_dir] = why
+            status = read_status(run_dir) | {"state": "failed", "error": why}
+            write_json(run_dir / "status.json", status)
+    return list(run_dirs), impossible
+
+
+def about(sweep: Sweep) -> dict[str, Any]:
+    """What the report has to know."""
+    return {
+        "name": sweep.name,
+        "question": sweep.question,
+        "reference": sweep.reference,
+        "metric": sweep.metric,
+        "planted": {source: list(bounds) for source, bounds in sweep.planted.items()},
+        "command": ["python", "-m", "experiments.sweep", *sys.argv[1:]],
+        "runs": [one.run_id for one in sweep.runs],
+    }
+
+
+def changed(run_dir: Path, config: TrainConfig) -> str:
+    """Why what has begun there is not this run: a default is another since. "": it is."""
+    file = run_dir / "config.json"
+    if not file.exists():
+        return ""
+    lines = differences(json.loads(file.read_text()), to_dict(config))
+    return f"begun with another config ({', '.join(lines)}): remove {run_dir}." if lines else ""
 
 
 def prepare_subset(one: Run, workdir: Path) -> None:
@@ -174,9 +238,8 @@ def prepare_subset(one: Run, workdir: Path) -> None:
     Subset(path)  # of this version of its dataset, and not damaged
 
 
-def prepare_run(one: Run, sweep: Sweep, workdir: Path) -> Path:
+def prepare_run(one: Run, sweep: Sweep, run_dir: Path, workdir: Path) -> None:
     """The run's folder with its config, its axes and its plan."""
-    run_dir = workdir / "runs" / one.run_id
     run_dir.mkdir(parents=True, exist_ok=True)
     config = one.at(workdir)
     write_json(run_dir / "config.json", to_dict(config))
@@ -198,7 +261,6 @@ def prepare_run(one: Run, sweep: Sweep, workdir: Path) -> Path:
             f"--out={{run}}/evaluation/{name}", *arguments,
         ]  # fmt: skip
     write_json(run_dir / "plan.json", plan)
-    return run_dir
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ What every launcher starts, and what alone decides whether a run is done. A run'
 what jaxclip.train leaves there, has
 
     plan.json     the steps, as commands: training, then each evaluation; written by the sweep
-    status.json   the steps that are finished, seconds of each, the state, the last error
+    status.json   the steps that are finished, seconds of each, the state, the last error; which
+                  sets an evaluation lacked: it is done again when such a set's folder changes
     log.txt       what the commands said
 
 Exit codes: 0 done; 1 failed; 75 stopped after saving; 76 another process is at work on it. The
@@ -22,12 +23,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.options import option, run
 from jaxclip.command import EXIT_PREEMPTED
+from jaxclip.data.record import write_atomically
 
 EXIT_BUSY = 76
 TRAIN = "train"
@@ -36,10 +39,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "stopped": EXIT_PREEMPTED, "busy": EXIT_BU
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(file)
+    write_atomically(file, json.dumps(content, indent=1))
 
 
 def read_plan(run_dir: Path) -> dict[str, Any]:
@@ -50,18 +50,36 @@ def read_plan(run_dir: Path) -> dict[str, Any]:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """{"state", "finished": {step: its command}, "seconds": {step: so far}, "error"}"""
+    """{"state", "finished": {step: its command}, "seconds": {step: so far}, "error",
+    "lacked": {step: {folder of a set: when it had changed}}}"""
     file = run_dir / "status.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    return {"state": "waiting", "finished": {}, "seconds": {}, "error": ""}
+    status = {"state": "waiting", "finished": {}, "seconds": {}, "error": "", "lacked": {}}
+    return status | (json.loads(file.read_text()) if file.exists() else {})
 
 
 def missing_steps(run_dir: Path) -> list[str]:
-    """Steps of the plan that are not finished, or were finished by another command."""
-    finished = read_status(run_dir)["finished"]
+    """Steps of the plan that are not finished, were finished by another command, or lacked a set
+    whose folder has changed since."""
+    status = read_status(run_dir)
     steps: Mapping[str, Sequence[str]] = read_plan(run_dir)["steps"]
-    return [step for step, command in steps.items() if finished.get(step) != command]
+    return [
+        step
+        for step, command in steps.items()
+        if status["finished"].get(step) != command
+        or any(changed_at(x) != then for x, then in status["lacked"].get(step, {}).items())
+    ]
+
+
+def changed_at(folder: str) -> int:
+    """Nanoseconds; 0: it is not there."""
+    return os.stat(folder).st_mtime_ns if os.path.exists(folder) else 0
+
+
+def lacked_sets(run_dir: Path, step: str) -> dict[str, int]:
+    """Sets that an evaluation was to score on and did not find, and when their folders changed."""
+    file = run_dir / "evaluation" / step / "results.json"
+    missing = json.loads(file.read_text()).get("missing", []) if file.exists() else []
+    return {folder: changed_at(folder) for folder in missing}
 
 
 def is_done(run_dir: Path) -> bool:
@@ -94,9 +112,11 @@ class Worker:
                     return self._set(state="stopped")
                 if code:
                     return self._set(state="failed", error=f"{step}: {self._last_words(code)}")
-                finished = read_status(self.run_dir)["finished"]
-                command = read_plan(self.run_dir)["steps"][step]
-                self._set(finished=finished | {step: command})
+                status = read_status(self.run_dir)
+                self._set(
+                    finished=status["finished"] | {step: read_plan(self.run_dir)["steps"][step]},
+                    lacked=status["lacked"] | {step: lacked_sets(self.run_dir, step)},
+                )
             return self._set(state="done")
 
     def stop(self, *_: Any) -> None:
@@ -142,13 +162,23 @@ class Worker:
 
 @contextlib.contextmanager
 def claim(run_dir: Path) -> Iterator[int | None]:
-    """Holds the run until this process and the steps it started are gone; None: others hold it."""
+    """Holds the run until this process and the steps it started are gone; None: others hold it.
+
+    Where files cannot be locked (buckets, Lustre without -o flock), it is held by none, with a
+    warning.
+    """
     with (run_dir / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            warnings.warn(
+                f"files of this study cannot be locked ({error.strerror}): take care that no run "
+                "is started twice at once.",
+                stacklevel=3,
+            )
         yield file.fileno()
 
 

@@ -6,6 +6,7 @@ A config file has get_config() -> TrainConfig; any field can be overridden on th
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -23,10 +24,13 @@ from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration, OptimizerConfig
 from jaxclip.sharding import ShardingConfig
 
-# What may differ when a run is resumed: where and how fast it runs, not what it computes.
+# What may differ when a run is resumed: where and how fast it runs, not what it computes, but for
+# rounding. Kinds of attention are the same formula; remat computes the same numbers twice.
 RESUMABLE = ("log.", "checkpoint.", "sharding.", "eval.", "micro_batch_size",
              "loss.implementation", "loss.chunk_rows", "data.num_threads", "data.num_workers",
-             "data.path", "data.tokenizer.path")  # fmt: skip
+             "data.path", "data.tokenizer.path",
+             *(f"model.{tower}.transformer.{field}" for tower in ("image", "text")
+               for field in ("attention", "remat", "scan")))  # fmt: skip
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -210,13 +214,22 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`field: old -> new` for each field that differs and may not when a run is resumed."""
-    old, new = (flatten(json.loads(json.dumps(values))) for values in (old, new))
+    """`field: old -> new` for each field that differs and may not when a run is resumed.
+
+    A field that one of them does not know is at its default there: it came later.
+    """
+    old, new = (defaults() | flatten(json.loads(json.dumps(values))) for values in (old, new))
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field) and not field.startswith(RESUMABLE)
     ]
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Of all fields, flat and as JSON has them; not to be changed."""
+    return flatten(json.loads(json.dumps(to_dict(TrainConfig()))))
 
 
 def load_config(workdir: epath.PathLike) -> TrainConfig:

@@ -17,7 +17,8 @@ and, with --page, index.html.
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -133,6 +134,7 @@ class Report:
         if jax.process_index() == 0:
             about = {"environment": environment(), "skipped": self.skipped, "failed": self.failed}
             about |= {"options": dataclasses.asdict(self.options), "draws": _DRAWS.value}
+            about |= {"missing": _missing_sets(self.left_out)}
             results.write(self.rows, self.items, self.out, about | {"left_out": self.left_out})
 
     def lines(self) -> list[str]:
@@ -211,6 +213,12 @@ def _check_writable(out: epath.Path) -> None:
         raise ValueError(
             f"--out ({out}) cannot be written ({error.strerror or error}). Name another folder."
         ) from None
+
+
+def _missing_sets(found: Container[str]) -> list[str]:
+    """Where the sets were looked for that were named and skipped."""
+    folder = epath.Path(_SETS_DIR.value or ".")
+    return [os.fspath(folder / name) for name in _SET.value if name not in found]
 
 
 def _open_sets(model: str, report: Report) -> list[dict[str, EvalSplit]]:

@@ -145,7 +145,9 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
 
         def score(step: int) -> None:
             assert evaluate is not None
-            scores = evaluate(state.ema_params if config.eval.ema else state.params)
+            params = state.ema_params if config.eval.ema else state.params
+            assert params is not None
+            scores = evaluate(params)
             writer.write(step, scores)
             say(*(f"  {line}" for line in score_lines(scores)))
 

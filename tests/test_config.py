@@ -77,7 +77,14 @@ def test_only_what_changes_the_result_is_a_difference():
     old, new = TrainConfig(), TrainConfig()
     new.log.every, new.sharding.fsdp, new.data.num_threads, new.checkpoint.every = 7, 2, 3, 5
     new.data.path = ("moved",)  # its content is compared by hash
+    new.model.image.transformer.attention = new.model.text.transformer.attention = "cudnn"
     assert differences(to_dict(old), to_dict(new)) == []
+    before_it_was_there = to_dict(old)
+    del before_it_was_there["data"]["text"]["append"]
+    assert differences(before_it_was_there, to_dict(new)) == []
+    new.data.text.append = ("summary",)
+    assert differences(before_it_was_there, to_dict(new)) == ["data.text.append: [] -> ['summary']"]
+    new.data.text.append = ()
     new.seed, new.optimizer.warmup.amount = 1, 2.0
     assert differences(to_dict(old), to_dict(new)) == ["optimizer.warmup.amount: 5.0 -> 2.0",
                                                        "seed: 0 -> 1"]  # fmt: skip

@@ -1,15 +1,19 @@
 r"""What does each part of the recipe and of the data contribute? One change at a time.
 
-The base and each variant have the same seeds, and are compared pair by pair.
-
-The base: panels of PMC's articles by our own pipeline, which has every signal and text; 300k pairs,
-32 M samples, B/16 as configs/biomedical.py's "ours". Each variant is a short function on the config
-and the subset of the base. Leave-one-out takes one filter away from all of them, add-one-in has one
-alone; what a filter leaves is always 300k pairs, so that quality is compared at one size.
+A variant is its base and one change, a short function on config and subset; it has its base's
+seeds, and is compared with it pair by pair. The base of most has no name: panels of PMC's articles
+by our own pipeline, which has every signal and text; 300k pairs, 32 M samples, B/16 as "ours" of
+configs/biomedical.py. Leave-one-out takes one filter away from all_filters, add-one-in has one
+alone; what a filter leaves is always 300k pairs, so that quality is compared at one size. Longer
+texts need a longer context, so references and summary are told against context_512. from_public
+has a tenth of the learning rate besides, without which it would not stay what it starts from.
 
 DATA, behind the colon, holds pmc_panels and pmc_figures (data_pipelines.pmc with --panels=panels
-and --panels=figures, --summary=...), vocab.txt, BiomedBERT's, biomedclip, OpenCLIP's folder of that
-model, and evals, the public sets. Hours: --dry-run.
+and --panels=figures, --summary=...), overlap of `python -m data_pipelines.overlap --dataset=...
+--eval=...` of both, vocab.txt, BiomedBERT's, biomedclip, OpenCLIP's folder of that model (a PyTorch
+pickle: pip install 'jaxclip[torch]', or --extras=pipelines,torch with --launcher=skypilot), and
+evals, the public sets (jaxclip/evals/declared.py says where to get each). A comma and the hardware
+may follow: DATA,v6e-8; see configs/biomedical.py. Hours: --dry-run.
 
   python -m experiments.sweep experiments/ablations/sweep.py:DATA --dry-run
   python -m experiments.sweep experiments/ablations/sweep.py:DATA --workdir=W --launcher=slurm \
@@ -19,23 +23,17 @@ model, and evals, the public sets. Hours: --dry-run.
 import copy
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable
 
 from configs import biomedical
 from data_pipelines.subset import SubsetOptions
+from experiments import designs
 from experiments.study import Sweep, make_run
 from jaxclip.config import TrainConfig
 
 SIZE, SAMPLES, SEEDS = 300_000, 32_000_000, (0, 1, 2)
-FILTERS = {
-    "no_charts": "modality <> 'chart' AND modality <> 'other'",
-    "large": "short_side >= 224",
-    "sharp": "sharpness >= 100",
-    "no_text_in_image": "text_share < 0.05",
-    "long_captions": "caption_words >= 20",
-    "english": "language IS NULL OR language = 'en'",
-    "caption_names_modality": "modality_overlap >= 0.5",
-}
+FILTERS = {name: rule for name, rule in designs.FILTERS.items() if name != "single_panels"}
 MODALITIES = ("radiology", "microscopy", "visible light")
 THRESHOLDS = (0.3, 0.5, 0.7)  # of the alignment of panels with their part of the caption
 SETS = ("mimic_cxr", "deepeyenet", "pathmnist", "organamnist", "dermamnist", "vqa_rad")
@@ -49,12 +47,9 @@ def context(length: int) -> Change:
     return change
 
 
-def texts(*fields: str, combine: str = "join", length: int = 512) -> Change:
-    """Longer texts need a longer context: what they add is told against context_512."""
-
+def text(**fields: object) -> Change:
     def change(config, data):
-        config.data.text.fields, config.data.text.combine = fields, combine
-        config.data.tokenizer.context_length = length
+        config.data.text = dataclasses.replace(config.data.text, **fields)
 
     return change
 
@@ -67,7 +62,7 @@ def where(*conditions: str) -> Change:
 
 
 def whole_figures(config: TrainConfig, data: SubsetOptions) -> None:
-    data.dataset = data.dataset.replace("pmc_panels", "pmc_figures")
+    data.dataset, data.exclude = of_dataset(os.path.dirname(data.dataset), "pmc_figures")
 
 
 def loss(name: str = "softmax", **fields: object) -> Change:
@@ -93,14 +88,13 @@ def from_public(config: TrainConfig, data: SubsetOptions) -> None:
     config.optimizer.peak_lr /= 10
 
 
-VARIANTS: dict[str, Change | None] = {
-    "": None,
+VARIANTS: dict[str, Change] = {
     "context_77": context(77),
     "context_512": context(512),
-    "references": texts("panel_caption", "caption", "references"),
-    "summary": texts("panel_caption", "caption", "summary"),
-    "one_text_a_step": texts("panel_caption", "caption", "references", combine="sample"),
-    "whole_caption": texts("caption", combine="first", length=256),
+    "references": text(append=("references",)),
+    "summary": text(append=("summary",)),
+    "one_text_a_step": text(combine="sample"),  # the panel's own caption, or the figure's
+    "whole_caption": text(fields=("caption",)),
     "whole_figures": whole_figures,
     "all_filters": where(*FILTERS.values()),
     **{f"without_{n}": where(*(c for m, c in FILTERS.items() if m != n)) for n in FILTERS},
@@ -117,21 +111,44 @@ VARIANTS: dict[str, Change | None] = {
     "size_384": resolution(384),
     "from_public": from_public,
 }
+BASES = {"references": "context_512", "summary": "context_512"}  # of others ""
+BASES |= {f"without_{name}": "all_filters" for name in FILTERS}
 
 
-def get_sweep(data: str = "DATA") -> Sweep:
-    base = biomedical.on(biomedical.ours("B/16"), "B/16", "h100x8")
+def of_dataset(data: str, name: str) -> tuple[str, tuple[str, ...]]:
+    """A dataset, and the list of what evaluation sets have of it."""
+    return f"{data}/{name}", (f"{data}/overlap/exclude/{name}-in-evals.npy",)
+
+
+def apply(name: str, config: TrainConfig, data: SubsetOptions) -> None:
+    """Makes the variant of the nameless base: its own base first, then its change."""
+    if name:
+        apply(BASES.get(name, ""), config, data)
+        VARIANTS[name](config, data)
+
+
+def get_sweep(argument: str = "DATA") -> Sweep:
+    data, hardware = biomedical.data_and_hardware(argument)
+    base = biomedical.on(biomedical.ours("B/16"), "B/16", hardware)
     base.data.tokenizer.path = f"{data}/vocab.txt"
     base.eval.split = ""
+    dataset, exclude = of_dataset(data, "pmc_panels")
     runs = []
-    for (name, change), seed in itertools.product(VARIANTS.items(), SEEDS):
+    for name, seed in itertools.product(("", *VARIANTS), SEEDS):
         config = copy.deepcopy(base)
         config.seed = seed
-        subset = SubsetOptions(dataset=f"{data}/pmc_panels", size=SIZE, seed=seed)
-        if change:
-            change(config, subset)
+        subset = SubsetOptions(dataset=dataset, exclude=exclude, size=SIZE, seed=seed)
+        apply(name, config, subset)
         runs.append(
-            make_run(config, subset, source="pmc", samples_seen=SAMPLES, model="B/16", variant=name)
+            make_run(
+                config,
+                subset,
+                source="pmc",
+                samples_seen=SAMPLES,
+                model="B/16",
+                variant=name,
+                base=BASES.get(name, ""),
+            )
         )
     return Sweep(
         name="ablations",

@@ -1,7 +1,9 @@
 """Runs as the tasks of a SLURM array, through submitit.
 
 A job that is preempted or runs out of its time saves and is queued again by submitit; it goes on
-where it stopped. A run is one job on one host, with all of the host's devices that the job has.
+where it stopped. Out of time it is queued TIMEOUTS times, or as often as slurm_max_num_timeout
+says; after that, the same command goes on. A run is one job on one host, with all of the host's
+devices that the job has.
 """
 
 import os
@@ -14,6 +16,8 @@ from experiments.progress import Watch
 from experiments.worker import Worker
 
 POLL = 5.0  # seconds
+TIMEOUTS = 10  # submitit's own 3 are few for a partition of short jobs
+OF_EXECUTOR = ("slurm_max_num_timeout", "slurm_python")  # what is no parameter of a job
 
 
 class Job(Worker):
@@ -40,18 +44,14 @@ def launch(
 
     Args:
       folder: of submitit's files.
-      settings: NAME=VALUE of submitit.AutoExecutor.update_parameters: timeout_min=2880,
-        gpus_per_node=8, cpus_per_task=96, slurm_partition=gpu, slurm_array_parallelism=16, ...
+      settings: NAME=VALUE of submitit.AutoExecutor and its update_parameters: timeout_min=2880,
+        gpus_per_node=8, cpus_per_task=96, slurm_partition=gpu, slurm_array_parallelism=16,
+        slurm_max_num_timeout=20, slurm_signal_delay_s=300 (seconds left for saving), ...
       cluster: slurm, or what else submitit has: local, debug.
     Raises:
       ValueError: submitit is not installed, or refuses a setting.
     """
-    submitit = import_submitit()
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        executor.update_parameters(name="jaxclip", **dict(map(parse_setting, settings)))
-    except (NameError, RuntimeError) as error:
-        raise ValueError(f"slurm {tuple(settings)}: {' '.join(str(error).split())}") from None
+    executor = make_executor(folder, settings, cluster)
     with executor.batch():
         jobs = [executor.submit(Job(run_dir)) for run_dir in run_dirs]
     print(f"Submitted {len(jobs)} jobs, {jobs[0].job_id} and on; their files: {folder}", flush=True)
@@ -66,6 +66,19 @@ def launch(
     for job, run_dir in zip(jobs, run_dirs, strict=True):
         if error := job.exception():  # of the worker itself: a run that fails is told by its status
             print(f"{run_dir.name}: {str(error).strip().splitlines()[-1]}", flush=True)
+
+
+def make_executor(folder: Path, settings: Sequence[str], cluster: str) -> Any:
+    """Raises ValueError: submitit is not installed, or refuses a setting."""
+    submitit = import_submitit()
+    of_jobs = {"slurm_max_num_timeout": TIMEOUTS} | dict(map(parse_setting, settings))
+    of_executor = {name: of_jobs.pop(name) for name in OF_EXECUTOR if name in of_jobs}
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **of_executor)
+        executor.update_parameters(name="jaxclip", **of_jobs)
+    except (NameError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"slurm {tuple(settings)}: {' '.join(str(error).split())}") from None
+    return executor
 
 
 def import_submitit() -> Any:

@@ -166,9 +166,9 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small file whole or not at all, also where two processes do so at once."""
     path = epath.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     temporary.replace(path)
 

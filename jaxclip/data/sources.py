@@ -91,13 +91,14 @@ def open_sources(config: DataConfig, split: str | None) -> list[Source]:
         opened = open_dataset(path)
         dataset = opened.dataset if isinstance(opened, Subset) else opened
         positions = opened.positions(split)
-        chars = dataset.columns([f"{field}_chars" for field in config.text.fields])
+        fields = (*config.text.fields, *config.text.append)
+        chars = dataset.columns([f"{field}_chars" for field in fields])
         has_text = np.sum([column.to_numpy() for column in chars.columns], axis=0) > 0
         used = positions[has_text[positions]]
         if not len(used):
             raise ValueError(
                 f"data.path ({path}) has {len(positions)} records in {split or 'all'}, and none "
-                f"has text in data.text.fields {config.text.fields}. Splits: "
+                f"has text in data.text.fields {fields}. Splits: "
                 f"{dataset.manifest['counts']['splits']}."
             )
         without_text = len(positions) - len(used)

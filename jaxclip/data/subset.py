@@ -10,8 +10,10 @@ splits are the dataset's, so that subsets of a dataset are evaluated on the same
 """
 
 import hashlib
+import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,8 @@ from jaxclip.data.tfds import TfdsDataset, is_tfds
 
 FORMAT = "jaxclip-subset"
 POSITIONS = "positions.npy"
+# what a subset that was killed while it was written may have left
+UNFINISHED = re.compile(r"positions\.npy|(positions\.npy|manifest\.json)(\.\d+)?\.tmp")
 
 
 class Subset:
@@ -137,7 +141,8 @@ def write_subset(
         "positions_sha256": digest,
     }
     before = _read_manifest(directory)
-    if before is None and directory.exists() and any(directory.iterdir()):
+    found = directory.iterdir() if before is None and directory.exists() else ()
+    if not all(UNFINISHED.fullmatch(path.name) for path in found):
         raise ValueError(f"{directory} holds something that is no subset. Choose another --out.")
     if before is not None and before["content_hash"] != manifest["content_hash"]:
         raise ValueError(
@@ -145,10 +150,9 @@ def write_subset(
             f"{before['content_hash'][:12]}). Choose another --out, or remove it."
         )
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / (POSITIONS + ".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, positions)
-    temporary.replace(directory / POSITIONS)
+    array = io.BytesIO()
+    np.save(array, positions)
+    write_atomically(directory / POSITIONS, array.getvalue())
     write_atomically(directory / "manifest.json", json.dumps(manifest, indent=1))
     return Subset(directory)
 

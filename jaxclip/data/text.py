@@ -197,17 +197,24 @@ COMBINE = ("first", "join", "sample")
 class TextPolicy:
     fields: tuple[str, ...] = ("caption",)  # of record.TEXT_FIELDS, in order of preference
     combine: str = "first"  # of the non-empty ones: first; join (by a space); sample (one a step)
+    append: tuple[str, ...] = ()  # more of TEXT_FIELDS: joined behind that, where they are there
     random_sentence: bool = False  # one sentence of the text, drawn a step; in training only
 
     def validate(self) -> None:
+        known = ", ".join(TEXT_FIELDS)
         if not self.fields or not set(self.fields) <= set(TEXT_FIELDS):
-            known = ", ".join(TEXT_FIELDS)
             raise ValueError(f"text.fields ({self.fields}) must be one or more of {known}.")
-        if len(set(self.fields)) < len(self.fields):
-            raise ValueError(f"text.fields ({self.fields}) must be different. Name each once.")
+        if not set(self.append) <= set(TEXT_FIELDS):
+            raise ValueError(f"text.append ({self.append}) must be of {known}.")
+        if len({*self.fields, *self.append}) < len(self.fields) + len(self.append):
+            raise ValueError(
+                f"text.fields ({self.fields}) and text.append ({self.append}) must be different. "
+                "Name each once."
+            )
         if self.combine not in COMBINE:
-            known = ", ".join(COMBINE)
-            raise ValueError(f"text.combine ({self.combine!r}) must be one of {known}.")
+            raise ValueError(
+                f"text.combine ({self.combine!r}) must be one of {', '.join(COMBINE)}."
+            )
 
 
 def choose_text(
@@ -217,15 +224,14 @@ def choose_text(
 
     rng None is evaluation: always the same text, "sample" takes the first, no random sentence.
     """
-    found = [text for field in policy.fields if (text := texts.get(field, "").strip())]
-    if not found:
-        return ""
-    text = " ".join(found) if policy.combine == "join" else found[0]
-    if rng is None:
-        return text
-    if policy.combine == "sample":
-        text = found[rng.integers(len(found))]
-    if policy.random_sentence:
+    found, appended = (
+        [text for field in fields if (text := texts.get(field, "").strip())]
+        for fields in (policy.fields, policy.append)
+    )
+    if policy.combine == "sample" and rng is not None and found:
+        found = [found[rng.integers(len(found))]]
+    text = " ".join([*(found if policy.combine == "join" else found[:1]), *appended])
+    if text and policy.random_sentence and rng is not None:
         sentences = split_sentences(text)
         text = sentences[rng.integers(len(sentences))]
     return text

@@ -119,7 +119,8 @@ DECLARED: dict[str, Declaration] = {
     ),
     "pcam": Declaration(
         title="PatchCamelyon, lymph nodes",
-        get="python -c \"import tensorflow_datasets as t; t.builder('patch_camelyon', "
+        get="pip install 'jaxclip[tfds]' and "
+        "python -c \"import tensorflow_datasets as t; t.builder('patch_camelyon', "
         "data_dir='SETS_DIR/pcam', file_format='array_record').download_and_prepare()\"",
         licence="CC0 1.0",
         layout=Tfds(builder="patch_camelyon"),

@@ -508,6 +508,9 @@ def test_errors_name_field_value_and_remedy(config, tokenizer, small_dataset, tm
     with pytest.raises(ValueError, match=r"has 42 records .* none has text .*\('summary',\)"):
         no_text = dataclasses.replace(config, text=TextPolicy(fields=("summary",)))
         open_sources(no_text, "train")
+    appended = TextPolicy(fields=("summary",), append=("references",))  # of every second record
+    (source,) = open_sources(dataclasses.replace(config, text=appended), "train")
+    assert (source.without_text, len(source.positions)) == (24, 18)
 
 
 def test_batch_size_must_divide_by_hosts(config, tokenizer):

@@ -91,6 +91,13 @@ def test_nothing_is_overwritten(subset, tiny_dataset, tmp_path):
         write(tiny_dataset, tmp_path / "none", CHOSEN[:0])
 
 
+@pytest.mark.parametrize("left", ["positions.npy.17.tmp", "positions.npy", "manifest.json.17.tmp"])
+def test_killed_while_it_was_written_it_is_written_again(left, subset, tiny_dataset, tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / left).write_bytes(b"half")
+    assert write(tiny_dataset, tmp_path / "killed").content_hash == subset.content_hash
+
+
 def test_whatever_a_path_may_name(subset, tiny_dataset, tmp_path):
     assert isinstance(open_dataset(subset.path), Subset)
     assert isinstance(open_dataset(tiny_dataset), Dataset)

@@ -417,6 +417,16 @@ def test_choose_text_in_evaluation():
     assert choose_text({"caption": " "}, TextPolicy(fields=fields), None) == ""
 
 
+def test_appended_texts_come_behind_the_chosen_one():
+    fields, rng = ("panel_caption", "caption"), np.random.default_rng(0)
+    policy = TextPolicy(fields=fields, append=("references", "summary"))
+    assert choose_text(TEXTS, policy, None) == choose_text(TEXTS, policy, rng) == "CT. S"
+    assert choose_text({"caption": "A.", "references": "R."}, policy, None) == "A. R."
+    assert choose_text({"summary": "S"}, policy, None) == "S"  # kept if either is there
+    drawn = TextPolicy(fields=fields, combine="sample", append=("summary",))
+    assert {choose_text(TEXTS, drawn, rng) for _ in range(50)} == {"CT. S", "(a) CT. (b) MRI. S"}
+
+
 def test_choose_text_draws_every_text_and_sentence():
     rng = np.random.default_rng(0)
     policy = TextPolicy(fields=("caption", "references", "summary"), combine="sample")
@@ -434,6 +444,8 @@ def test_choose_text_draws_every_text_and_sentence():
         (TextPolicy(fields=()), "text.fields (()) must be one or more of caption"),
         (TextPolicy(fields=("title",)), "text.fields (('title',)) must be one or more of caption"),
         (TextPolicy(fields=("caption", "caption")), "must be different. Name each once."),
+        (TextPolicy(append=("title",)), "text.append (('title',)) must be of caption"),
+        (TextPolicy(append=("caption",)), "must be different. Name each once."),
         (TextPolicy(combine="mix"), "text.combine ('mix') must be one of first, join, sample."),
     ],
 )

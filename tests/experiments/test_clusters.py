@@ -13,6 +13,7 @@ from experiments.progress import Watch
 from experiments.worker import is_done, read_status
 from tests.experiments.fake import fake_run, starts
 
+OFTEN = ("slurm_max_num_timeout=20", "timeout_min=90", "slurm_signal_delay_s=300")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -38,6 +39,17 @@ def test_settings_of_submitit(tmp_path):
         slurm.launch([run_dir], Watch([run_dir]), tmp_path, ("no_such_setting=1",), "local")
 
 
+def test_how_often_a_job_that_runs_out_of_time_is_queued_again(tmp_path, monkeypatch):
+    srun = tmp_path / "srun"  # submitit looks for it, and does not start it here
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for settings, times in (((), 10), (OFTEN, 20)):
+        executor = slurm.make_executor(tmp_path, settings, "slurm")
+        assert executor._executor.max_num_timeout == times
+    parameters = executor._executor.parameters
+    assert (parameters["time"], parameters["signal_delay_s"]) == (90, 300)
+
+
 def test_a_job_that_is_interrupted_is_queued_again(tmp_path):
     job = slurm.Job(fake_run(tmp_path, "a", train="pass"))
     again = job.checkpoint().function
@@ -49,35 +61,53 @@ def written(tmp_path, monkeypatch, capsys):
     """A study in ./W with one run, its task file, and what was said."""
     monkeypatch.chdir(tmp_path)
     run_dir = fake_run(Path("W"), "a_b.c", train="pass")
-    skypilot.write_tasks(
-        [run_dir], Path("W/sky"), accelerators="tpu-v6e-8", bucket="gs://mine/W",
-        mounts=("/data=gs://mine/data",),
+    machine = skypilot.Machine(
+        accelerators="tpu-v6e-8", bucket="gs://mine/W", mounts=("/data=gs://mine/data",),
+        disk_size=500,
     )  # fmt: skip
+    skypilot.write_tasks([fake_run(Path("W"), "done-by-now")], Path("W/sky"), machine)
+    skypilot.write_tasks([run_dir], Path("W/sky"), machine)
     return tmp_path / "W/sky/a_b.c.yaml", capsys.readouterr().out
 
 
 def test_a_task_file_says_all_that_the_machine_needs(written):
     file, out = written
+    assert list(file.parent.iterdir()) == [file]  # what the loop that is told starts
     task = yaml.safe_load(file.read_text())
-    assert task["resources"] == {"accelerators": "tpu-v6e-8", "use_spot": True}
+    assert task["resources"] == {
+        "accelerators": "tpu-v6e-8", "use_spot": True, "disk_size": 500,
+    }  # fmt: skip
     assert task["file_mounts"] == {
         "~/sky_workdir/W": {"source": "gs://mine/W", "mode": "MOUNT"},
-        "/data": {"source": "gs://mine/data", "mode": "MOUNT"},
+        "/data": {"source": "gs://mine/data", "mode": "COPY"},  # read at random
     }
-    assert task["name"] == "a-b-c" and "[tpu,pipelines]" in task["setup"]
+    assert task["name"] == "a-b-c" and "[tpu,pipelines,tfds]" in task["setup"]
     assert "sky jobs launch" in out
 
 
-def test_skypilots_own_parser_takes_it(written):
-    sky = pytest.importorskip("sky", reason="SkyPilot is not here: it has versions of its own")
-    from sky.utils import common_utils, schemas
+PARSE = """
+import sys, sky, yaml
+from sky.utils import common_utils, schemas
+content = yaml.safe_load(open(sys.argv[1]))
+common_utils.validate_schema(content, schemas.get_task_schema(), "Invalid task: ")
+# opening a bucket asks the cloud: everything else is parsed as SkyPilot does
+task = sky.Task.from_yaml_config({**content, "workdir": None, "file_mounts": None})
+(resources,) = task.resources
+print(task.num_nodes, resources.accelerators, resources.use_spot, resources.disk_size)
+"""
 
-    content = yaml.safe_load(written[0].read_text())
-    common_utils.validate_schema(content, schemas.get_task_schema(), "Invalid task: ")
-    # opening a bucket asks the cloud: everything else is parsed as SkyPilot does
-    assert (
-        sky.Task.from_yaml_config({**content, "workdir": None, "file_mounts": None}).num_nodes == 1
-    )
+
+@pytest.mark.skipif("SKY_PYTHON" not in os.environ, reason="SkyPilot is apart: make test-sky")
+def test_skypilots_own_parser_takes_it(written, tmp_path, monkeypatch):
+    """SKY_PYTHON: of an environment of its own, as it has versions that others of ours exclude."""
+    command = [ROOT / os.environ["SKY_PYTHON"], "-c", PARSE, written[0]]
+    monkeypatch.setenv("HOME", str(tmp_path))  # it leaves files there
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stdout.splitlines()
+    assert said and said[-1] == "1 {'tpu-v6e-8': 1} True 500", done.stdout + done.stderr
+    written[0].write_text(written[0].read_text().replace("use_spot: true", "use_spot: maybe"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode and "$.use_spot" in done.stderr  # it does look
 
 
 def test_setup_and_run_work_here(written, tmp_path):
@@ -96,30 +126,36 @@ def test_setup_and_run_work_here(written, tmp_path):
 
 
 def test_setup_makes_the_environment_once(written, tmp_path):
-    """python3 -m venv is stood in for by a script that says what it was asked for."""
+    """uv's installer is stood in for by one whose uv says what it was asked for."""
     home, bin_dir = tmp_path / "home", tmp_path / "bin"
     for folder in (home, bin_dir):
         folder.mkdir()
-    fake = bin_dir / "python3"
-    fake.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/said\nmkdir -p $3/bin\n'
-        f'printf "#!/bin/sh\\necho pip \\"\\$@\\" >> {tmp_path}/said\\n" > $3/bin/pip\n'
-        "chmod +x $3/bin/pip\n"
-    )
-    fake.chmod(0o755)
-    env = os.environ | {"HOME": str(home), "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    (home / "jaxclip-env").mkdir()
+    (home / "jaxclip-env" / "half").touch()  # of a setup that was killed
+    uv = f'#!/bin/sh\necho "$@" >> {tmp_path}/said; [ $1 = pip ] || mkdir $5'
+    (tmp_path / "uv").write_text(uv)
+    install = f"mkdir -p $HOME/.local/bin; install {tmp_path}/uv $HOME/.local/bin/uv"
+    for name, content in {"curl": f'#!/bin/sh\necho "{install}"'}.items():
+        (bin_dir / name).write_text(content)
+        (bin_dir / name).chmod(0o755)
+    env = {"HOME": str(home), "PATH": f"{bin_dir}:/usr/bin:/bin"}
     setup = yaml.safe_load(written[0].read_text())["setup"]
     for _ in range(2):
         subprocess.run(["bash", "-c", setup], cwd=tmp_path, env=env, check=True)
+    env_dir = home / "jaxclip-env"
     assert (tmp_path / "said").read_text().splitlines() == [
-        f"-m venv {home}/jaxclip-env",
-        "pip install --quiet -c constraints.txt -e .[tpu,pipelines]",
+        f"venv --quiet --python 3.11 {env_dir}",
+        f"pip install --quiet --python {env_dir}/bin/python -c constraints.txt "
+        "-e .[tpu,pipelines,tfds]",
     ]
+    assert not (env_dir / "half").exists()
 
 
 def test_what_skypilot_needs_to_be_told(tmp_path):
     run_dir = fake_run(tmp_path, "a", train="pass")
     with pytest.raises(ValueError, match="must be set: --accelerators"):
-        skypilot.write_tasks([run_dir], tmp_path, accelerators="", bucket="gs://b/W")
+        skypilot.write_tasks(
+            [run_dir], tmp_path, skypilot.Machine(accelerators="", bucket="gs://b/W")
+        )
     with pytest.raises(ValueError, match="must be PATH=BUCKET"):
         skypilot.parse_mount("datasets")

@@ -4,11 +4,13 @@ import importlib
 import itertools
 import re
 
+import jax
 import pytest
 
 from configs import biomedical, saved
-from experiments.cost import device_hours, flops_per_pair
-from jaxclip.config import to_dict
+from experiments.cost import device_hours, flops_per_pair, params_of
+from jaxclip.config import flatten, to_dict
+from jaxclip.optimizer import Duration, param_paths
 from jaxclip.workdir import write_atomically
 from tests import tiny_config
 
@@ -30,6 +32,66 @@ def test_every_choice_is_valid(corpus):
             assert config.duration.amount == biomedical.MATCHED_SAMPLES
         seen.add(repr(to_dict(config)))
     assert len(seen) >= 2 * 2 * len(biomedical.HARDWARE) - 4  # choices with like micro-batches
+
+
+@pytest.mark.parametrize(
+    "corpus, context_length, updates, fields, append",
+    [
+        ("open_pmc", 512, 13_619, ("panel_caption", "caption"), ("summary",)),
+        ("pmc_oa", 256, 13_685, ("caption",), ()),
+        ("biomedica", 256, 48_436, ("caption",), ()),
+    ],
+)
+def test_the_papers_recipe(corpus, context_length, updates, fields, append):
+    """Number by number, as Open-PMC's scripts have them."""
+    config = importlib.import_module(f"configs.{corpus}").get_config("B/16,paper,h100x8")
+    optimizer, image, text = config.optimizer, config.data.image, config.data.text
+    assert (optimizer.name, optimizer.peak_lr, optimizer.eps) == ("adamw", 5e-4, 1e-6)
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, 0.98, 0.2)
+    assert (optimizer.grad_clip_norm, optimizer.final_lr_fraction) == (0.0, 0.0)
+    assert (optimizer.schedule, optimizer.warmup) == ("cosine", Duration(amount=2000, unit="steps"))
+    assert (config.batch_size, config.contrastive_batch_size) == (8192, 2048)
+    assert config.duration == Duration(amount=updates * 8192, unit="samples")
+    assert (config.seed, config.model.dtype, config.model.embed_dim) == (0, "bfloat16", 512)
+    assert (image.size, image.crop_scale, image.crop_ratio) == (224, (0.9, 1.0), (3 / 4, 4 / 3))
+    assert (image.resize, image.interpolation, image.flip_probability) == (
+        "center_crop", "bicubic", 0.0,
+    )  # fmt: skip
+    assert image.mean == (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
+    assert config.data.tokenizer.context_length == context_length
+    assert (text.fields, text.combine, text.append) == (fields, "first", append)
+    assert config.init_image == "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    assert config.init_text == "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    assert (config.loss.name, config.loss.ignore, config.loss.positives) == (
+        "softmax", (), "identity",
+    )  # fmt: skip
+    assert config.model.init_temperature == 0.07  # the scale is clipped to 100, CLIP's:
+    assert (config.loss.max_logit_scale, config.loss.objective().max_logit_scale) == (-1, 100)
+
+
+def test_what_decays_is_what_has_two_dimensions_in_pytorch():
+    config = importlib.import_module("configs.open_pmc").get_config("B/16,paper")
+    paths = jax.tree.leaves(param_paths(params_of(config)))
+    pattern = config.optimizer.weight_decay_pattern
+    rest = {path.split("/")[-1] for path in paths if not re.fullmatch(pattern, path)}
+    assert rest == {"bias", "scale", "logit_scale", "logit_bias"}
+    others = {path for path in paths if re.fullmatch(pattern, path) and "kernel" not in path}
+    assert others == {
+        "image/class_token", "image/position_embedding", "text/position_embedding",
+        "text/token_embedding/embedding", "text/token_type_embedding",
+    }  # fmt: skip
+
+
+def test_ours_differs_from_the_papers_in_what_it_says():
+    ours, paper = (
+        flatten(to_dict(importlib.import_module("configs.pmc_oa").get_config(f"B/16,{recipe}")))
+        for recipe in ("ours", "paper")
+    )
+    assert {field for field in ours if ours[field] != paper[field]} == {
+        "contrastive_batch_size", "init_image", "init_text", "duration.amount",
+        "data.text.fields", "loss.ignore", "optimizer.grad_clip_norm",
+        "optimizer.warmup.amount", "optimizer.warmup.unit",
+    }  # fmt: skip
 
 
 def test_hardware_leaves_what_is_computed():

@@ -1,5 +1,6 @@
 """Many runs on one machine: failures do not spread, and a killed sweep goes on."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -74,6 +75,20 @@ def test_progress_is_read_from_the_metrics(tmp_path):
     line = '{"step": 2, "loss": 4.5, "samples_seen": 25}\n'
     (run_dir / "metrics.jsonl").write_text(line + '{"step": 3, "lo')
     assert (look(run_dir).share, look(run_dir).loss) == (0.25, 4.5)
+
+
+def test_what_is_left_takes_as_long_as_what_was_done_by_its_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    small, large = (fake_run(tmp_path, name, train="pass") for name in ("small", "large"))
+    plan = json.loads((large / "plan.json").read_text())
+    (large / "plan.json").write_text(json.dumps(plan | {"flops": 3 * plan["flops"]}))
+    seen = '{{"step": 1, "loss": 4.5, "samples_seen": {}}}\n'
+    (small / "metrics.jsonl").write_text(seen.format(50))  # done before, and no part of the pace
+    watch = Watch([small, large])
+    (small / "metrics.jsonl").write_text(seen.format(100))
+    monkeypatch.setattr(time, "time", lambda: 1100.0)
+    # in 100 s half a small run; three small ones, which the large one is, are left: 600 s
+    assert watch.summary(watch._look()) == "0 of 2 done; ETA 0:10:00"
 
 
 def test_devices_are_shared_out(tmp_path, monkeypatch):

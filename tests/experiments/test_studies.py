@@ -13,10 +13,13 @@ from data_pipelines.synthetic import SyntheticConfig, build_synthetic
 from data_pipelines.table import TableOptions, build_table
 from experiments import cost
 from experiments.ablations import sweep as ablations
+from experiments.designs import FILTERS
 from experiments.miniature import sweep as miniature
 from experiments.quality_vs_scale import sweep as quality_vs_scale
 from experiments.study import load_sweep
+from jaxclip.config import flatten, to_dict
 from jaxclip.data.record import Dataset, hash64
+from jaxclip.data.text import choose_text
 from jaxclip.evals.declared import DECLARED
 
 
@@ -42,23 +45,140 @@ def test_sizes_of_a_source_are_nested_and_budgets_are_the_designs():
     for run in of_design["fixed_compute"]:
         spent = run.axes["samples_seen"] * cost.flops_per_pair(run.config)
         assert 0.99 * budget < spent <= budget
+    for source, seed in itertools.product(quality_vs_scale.SOURCES, quality_vs_scale.SEEDS):
+        choices = {
+            dataclasses.astuple(dataclasses.replace(run.data, size=0)): None
+            for run in sweep.runs
+            if (run.axes["source"], run.axes["seed"]) == (source, seed) and not run.axes["variant"]
+        }
+        assert len(choices) == 1  # all sizes by one query, order and list: nested
     for run in sweep.runs:  # matched between the sources
         assert run.data.mix == (() if run.axes["variant"] == "own_mix" else quality_vs_scale.MIX)
 
 
-def test_each_ablation_changes_one_thing_of_the_base():
-    sweep = ablations.get_sweep("D")
-    by_variant = {r.axes["variant"]: r for r in sweep.runs if r.axes["seed"] == 0}
-    assert len(sweep.runs) == 3 * len(ablations.VARIANTS)
-    base = by_variant.pop("")
-    assert len({run.config_hash for run in by_variant.values()} | {base.config_hash}) == len(
-        ablations.VARIANTS
-    )
-    for name, run in by_variant.items():
-        same = [run.config == base.config, run.data == base.data]
-        assert sorted(same) == [False, True], name  # the recipe or the data, not both
-    all_but_one = by_variant["without_sharp"].data.where
-    assert "sharpness" not in all_but_one and "short_side >= 224" in all_but_one
+SIGLIP = {"loss.name", "loss.max_logit_scale", "model.init_temperature", "model.init_logit_bias"}
+CONTEXT, WHERE = {"data.tokenizer.context_length"}, {"where"}
+CHANGES = {  # what each variant changes of its base; of filters see below
+    "context_77": ("", CONTEXT),
+    "context_512": ("", CONTEXT),
+    "references": ("context_512", {"data.text.append"}),
+    "summary": ("context_512", {"data.text.append"}),
+    "one_text_a_step": ("", {"data.text.combine"}),
+    "whole_caption": ("", {"data.text.fields"}),
+    "whole_figures": ("", {"dataset", "exclude"}),
+    "all_filters": ("", WHERE),
+    "alignment_0.3": ("", WHERE),
+    "alignment_0.5": ("", WHERE),
+    "alignment_0.7": ("", WHERE),
+    "deduplicated": ("", WHERE),
+    "radiology": ("", WHERE),
+    "microscopy": ("", WHERE),
+    "visible_light": ("", WHERE),
+    "siblings_are_negatives": ("", {"loss.ignore"}),
+    "articles_are_no_negatives": ("", {"loss.ignore"}),
+    "same_captions_match": ("", {"loss.positives"}),
+    "sigmoid": ("", SIGLIP),
+    "decoupled": ("", {"loss.name", "loss.hard_negatives"}),
+    "size_160": ("", {"data.image.size"}),
+    "size_384": ("", {"data.image.size"}),
+    "from_public": ("", {"init", "optimizer.peak_lr"}),
+}
+
+
+@pytest.fixture(scope="module")
+def ablated():
+    """{(variant, seed): run}"""
+    return {(r.axes["variant"], r.axes["seed"]): r for r in ablations.get_sweep("D").runs}
+
+
+def test_each_ablation_changes_one_thing_of_its_base(ablated):
+    changes = dict(CHANGES)
+    for name in ablations.FILTERS:
+        changes[f"without_{name}"], changes[f"only_{name}"] = ("all_filters", WHERE), ("", WHERE)
+    assert {variant for variant, _ in ablated} == {*changes, ""}
+    for (variant, seed), run in ablated.items():
+        if variant:
+            base, expected = changes[variant]
+            assert run.axes["base"] == base
+            assert differing(run, ablated[base, seed]) == expected, variant
+
+
+def differing(run, other):
+    """Fields of the config and of the subset in which two runs are not alike."""
+    one, two = (flatten(to_dict(r.config)) | dataclasses.asdict(r.data) for r in (run, other))
+    return {field for field in one if one[field] != two[field]}
+
+
+def test_ablations_are_what_their_names_say(ablated):
+    of = {variant: run for (variant, seed), run in ablated.items() if seed == 0}
+    texts = {"panel_caption": "CT.", "caption": "(a) CT.", "references": "R.", "summary": "S."}
+    told = {name: choose_text(texts, of[name].config.data.text, None) for name in of}
+    assert (told[""], told["context_512"], told["whole_caption"]) == ("CT.", "CT.", "(a) CT.")
+    assert (told["references"], told["summary"]) == ("CT. R.", "CT. S.")
+    policy, rng = of["one_text_a_step"].config.data.text, np.random.default_rng(0)
+    assert {choose_text(texts, policy, rng) for _ in range(30)} == {"CT.", "(a) CT."}
+    lengths = {name: run.config.data.tokenizer.context_length for name, run in of.items()}
+    assert (lengths["context_77"], lengths[""], lengths["references"]) == (77, 256, 512)
+    assert of["alignment_0.7"].data.where == "(alignment_score >= 0.7)"
+    assert of["only_sharp"].data.where == "(sharpness >= 100)"
+    rules = list(ablations.FILTERS.values())
+    assert of["all_filters"].data.where == " AND ".join(f"({rule})" for rule in rules)
+    rules.remove("sharpness >= 100")
+    assert of["without_sharp"].data.where == " AND ".join(f"({rule})" for rule in rules)
+    assert of["from_public"].config.init == "D/biomedclip"
+    assert of["from_public"].config.optimizer.peak_lr == pytest.approx(5e-5)
+    assert of["whole_figures"].data.dataset == "D/pmc_figures"
+    for run in of.values():  # metrics are of public sets, Quilt-1M's has images of papers
+        name = run.data.dataset.removeprefix("D/")
+        assert run.data.exclude == (f"D/overlap/exclude/{name}-in-evals.npy",)
+
+
+def test_a_filters_name_means_one_thing():
+    for study in (ablations, quality_vs_scale):
+        for run in study.get_sweep("D").runs:
+            name = run.axes["variant"].removeprefix("only_")
+            if name in FILTERS:
+                assert run.data.where.strip("()") == FILTERS[name].strip("()")
+
+
+@pytest.mark.parametrize("study", [ablations, quality_vs_scale])
+def test_a_study_runs_on_the_hardware_that_it_is_given(study):
+    on_gpus, on_gpu, on_tpu = (study.get_sweep(f"D{h}").runs[0] for h in ("", ",h100", ",v6e-8"))
+    assert on_gpus.run_id == on_gpu.run_id == on_tpu.run_id  # only where it runs
+    of = [run.config.model.image.transformer.attention for run in (on_gpus, on_gpu, on_tpu)]
+    assert of == ["cudnn", "cudnn", "xla"]
+    assert [run.config.micro_batch_size for run in (on_gpus, on_gpu, on_tpu)] == [2048, 256, 512]
+    with pytest.raises(ValueError, match=r"'v6e-64'.* one of h100x8, h100, v5e-8, v6e-8: a run"):
+        study.get_sweep("D,v6e-64")
+
+
+def test_quality_vs_scale_leaves_out_what_is_scored_and_transfers_the_optimizer():
+    sweep = quality_vs_scale.get_sweep("D")
+    for run in sweep.runs:
+        assert run.data.exclude == (f"D/overlap/exclude/{run.axes['source']}-in-evals.npy",)
+    of_model = {run.axes["model"]: run.config.optimizer for run in sweep.runs}
+    # hidden matrices of S/16, 384 wide, learn at 768 / 384 = 2 times B/16's rate; L/14's at 3/4
+    slowed = r"image/.*blocks/.*/kernel"
+    assert of_model["S/16"].lr_multipliers == ((slowed, 2.0),)
+    assert of_model["L/14"].lr_multipliers == ((slowed, 0.75),)
+    assert of_model["B/16"].lr_multipliers == ()
+    assert {optimizer.peak_lr for optimizer in of_model.values()} == {5e-4}
+
+
+def test_a_dry_run_by_hand():
+    """One B/16 run: 112 M pairs of 243 GFLOP at 35 % of 989 TFLOP/s; 45 kB a record; parameters and
+    two moments of 197.5 M numbers in float32, two checkpoints."""
+    run = quality_vs_scale.get_sweep("D").runs[0]
+    found = cost.cost_of(run)
+    assert found.samples == 112_000_000 and found.flops == pytest.approx(2.7226e19, rel=1e-3)
+    assert cost.device_hours(found.flops, "H100") == pytest.approx(21.85, abs=0.01)
+    assert found.bytes_read == 5.04e12
+    assert found.bytes_written == pytest.approx(4.74e9, rel=2e-3)
+    one = dataclasses.replace(quality_vs_scale.get_sweep("D"), runs=[run])
+    row = cost.estimate(one)[2].split()
+    assert row == ["fixed_samples", "B/16", "1", "112M", "2.72e+19", "21.8", "109.7", "23.5",
+                   "5.0", "TB", "4.7", "GB"]  # fmt: skip
+    assert cost.estimate(one, mfu=0.7)[2].split()[5] == "10.9"
 
 
 # --- What the miniature plants --------------------------------------------------------------------

@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 
 from data_pipelines.subset import SubsetOptions
+from experiments import study
 from experiments.study import Sweep, load_sweep, make_run, short
+from jaxclip.config import to_dict
 from tests import tiny_config
 
 DATA = SubsetOptions(dataset="there/corpus", size=40, seed=1)
@@ -42,6 +44,37 @@ def test_whatever_changes_the_result_changes_the_id():
     assert len({run.run_id for run in [run_of(), *others]}) == 7
 
 
+def test_the_content_of_a_list_counts_and_its_place_does_not(tmp_path):
+    ids = []
+    for place, content in (("a", "1"), ("b", "1"), ("b", "2")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "list.txt").write_text(content)
+        listed = dataclasses.replace(DATA, exclude=(str(tmp_path / place / "list.txt"),))
+        ids.append((run_of(data=listed).run_id, run_of(data=listed).subset_path(tmp_path)))
+    assert ids[0] == ids[1] and ids[1][0] != ids[2][0] and ids[1][1] != ids[2][1]
+
+
+def test_a_field_at_its_default_is_not_in_the_id(monkeypatch):
+    before = run_of().run_id
+    later = study.defaults() | {"data.text.colour": "none"}
+    monkeypatch.setattr(study, "defaults", lambda: later)
+    for colour in ("none", "red"):  # of a version that has one more field
+
+        def later_to_dict(config, colour=colour):
+            values = to_dict(config)
+            values["data"]["text"]["colour"] = colour
+            return values
+
+        monkeypatch.setattr(study, "to_dict", later_to_dict)
+        assert (run_of().run_id == before) == (colour == "none")
+
+
+def test_what_it_is_told_against_is_an_axis_and_not_in_the_id():
+    run = run_of(variant="longer", base="long")
+    assert run.axes["base"] == "long" and run_of().axes["base"] == ""
+    assert run.run_id == run_of(variant="longer").run_id
+
+
 def test_where_and_how_fast_it_runs_does_not():
     moved = dataclasses.replace(DATA, dataset="elsewhere/corpus")
     faster = changed(data__num_threads=7, log__every=3)
@@ -72,6 +105,11 @@ def test_what_a_study_refuses():
         Sweep(runs=[], **parts).validate()
     with pytest.raises(ValueError, match="'another' must be a source: corpus"):
         Sweep(runs=[run_of()], reference="another", **parts).validate()
+    with pytest.raises(ValueError, match="base .'long'. of 'longer' must be another variant of s"):
+        Sweep(runs=[run_of(), run_of(variant="longer", base="long")], **parts).validate()
+    other = run_of(data=dataclasses.replace(DATA, dataset="v2/corpus"), source="v2")
+    with pytest.raises(ValueError, match="there/corpus and v2/corpus of s have one name"):
+        Sweep(runs=[run_of(), other], **parts).validate()
     with pytest.raises(ValueError, match="optimizer.peak_lr"):
         Sweep(runs=[run_of(changed(optimizer__peak_lr=-1.0))], **parts).validate()
 

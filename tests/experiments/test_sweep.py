@@ -1,6 +1,8 @@
 """A true study of two runs, from its file to the tables."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,10 @@ def get_sweep(data):
         runs.append(make_run(config, subset, source="tiny", samples_seen=48, model="tiny"))
     return Sweep(
         name="pair", question="Does it work?", runs=runs, reference="tiny",
-        evaluations={"test": (f"--data={data}", "--split=test", "--suite=retrieval", "--draws=20")},
+        evaluations={
+            "test": (f"--data={data}", "--split=test", "--suite=retrieval", "--draws=20",
+                     "--set=bach", "--sets_dir=nowhere"),
+        },
         metric="tiny/test/image_to_text/recall@1", planted={"tiny": (1, None)},
     )
 """
@@ -119,6 +124,13 @@ def test_what_is_lost_alone_is_done_again_and_is_the_same(study):
     assert (run_dir / "log.txt").read_text().count("Finished: 3 steps") == 1  # trained once
 
 
+def test_a_set_that_is_not_there_is_remembered_and_does_not_stop_the_run(study):
+    _, workdir, said = study
+    for run_dir in (workdir / "runs").iterdir():
+        assert read_status(run_dir)["lacked"] == {"train": {}, "test": {"nowhere/bach": 0}}
+    assert "is not in nowhere/bach" in said
+
+
 def test_the_study_says_what_the_report_must_know(study):
     _, workdir, _ = study
     told = json.loads((workdir / "study.json").read_text())
@@ -132,6 +144,39 @@ def test_a_dry_run_starts_nothing(study, tmp_path, capsys):
     assert main(SweepOptions(file=file, workdir=str(tmp_path / "none"), dry_run=True)) == 0
     out = capsys.readouterr().out
     assert "pair: Does it work?" in out and "H100 h" in out and not (tmp_path / "none").exists()
+    assert "at 35% of its" in out
+    main(SweepOptions(file=file, dry_run=True, mfu=0.7))
+    assert "at 70% of its" in capsys.readouterr().out
+
+
+def test_a_subset_that_cannot_be_drawn_stops_no_other_run(study, tmp_path, monkeypatch, capsys):
+    file, _, _ = study
+    path = tmp_path / "sweep.py"
+    path.write_text(STUDY.replace("(20, 40)", "(20, 10_000)"))
+    options = SweepOptions(file=f"{path}:{file.partition(':')[2]}", workdir=str(tmp_path / "W"))
+    assert main(dataclasses.replace(options, dry_run=True)) == 1
+    assert "Cannot be drawn: tiny-10k-of-48-tiny-s0-" in capsys.readouterr().out
+    launched = []
+    monkeypatch.setattr(sweep.local, "launch", lambda runs, *_: launched.extend(runs))
+    assert main(options) == 1
+    assert [run_dir.name[:8] for run_dir in launched] == ["tiny-20-"]
+    said = capsys.readouterr().err
+    assert "tiny-10k-of-48" in said and "size (10,000): only 42 records are eligible" in said
+    rows = {row["unique_pairs"]: row for row in tables(tmp_path / "W")[0]}
+    assert "only 42 records" in rows[10_000]["error"] and rows[10_000]["status"] == "failed"
+    assert rows[20]["status"] == "waiting" and rows[20]["error"] == ""
+
+
+def test_a_run_that_began_with_another_default_is_not_gone_on_with(study, tmp_path, capsys):
+    file, workdir, _ = study
+    shutil.copytree(workdir, tmp_path / "W", symlinks=True)
+    changed = next((tmp_path / "W" / "runs").iterdir()) / "config.json"
+    config = json.loads(changed.read_text())
+    config["optimizer"]["b2"] = 0.5  # as if that had been the default when it began
+    changed.write_text(json.dumps(config))
+    assert main(SweepOptions(file=file, workdir=str(tmp_path / "W"))) == 1
+    assert "begun with another config (optimizer.b2: 0.5 -> 0.95)" in capsys.readouterr().err
+    assert json.loads(changed.read_text())["optimizer"]["b2"] == 0.5
 
 
 def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):

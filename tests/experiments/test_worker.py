@@ -1,5 +1,6 @@
 """One run: its steps in order, what is done stays done, and who holds it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -60,6 +61,20 @@ def test_another_evaluation_is_missing_and_alone_is_done(tmp_path):
     assert (starts(run_dir, "train"), starts(run_dir, "test")) == (1, 2)
 
 
+def test_a_set_that_was_missing_is_scored_when_it_has_come(tmp_path):
+    bach = tmp_path / "evals" / "bach"
+    code = "import json; out = f.parent / 'evaluation' / 'test'; out.mkdir(0o755, True, True); "
+    code += f"(out / 'results.json').write_text(json.dumps({{'missing': ['{bach}']}}))"
+    run_dir = fake_run(tmp_path, "a", train="pass", test=code)
+    assert Worker(run_dir)() == "done" and is_done(run_dir)
+    bach.mkdir(parents=True)  # empty, so it is not found again
+    assert not is_done(run_dir) and Worker(run_dir)() == "done" and is_done(run_dir)
+    (bach / "images").mkdir()
+    fake_run(tmp_path, "a", train="pass", test=code)
+    assert not is_done(run_dir) and Worker(run_dir)() == "done" and is_done(run_dir)
+    assert (starts(run_dir, "train"), starts(run_dir, "test")) == (1, 3)
+
+
 def test_sigterm_lets_the_step_save(tmp_path):
     run_dir = fake_run(tmp_path, "a", train=SAVES)
     process = start_worker(run_dir)
@@ -90,6 +105,16 @@ def test_a_run_is_held_by_one_worker_and_by_the_step_that_outlives_it(tmp_path):
 
     wait_for(is_free)
     assert starts(run_dir, "train") == 1
+
+
+def test_where_files_cannot_be_locked_a_run_is_carried_out_with_a_warning(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("experiments.worker.fcntl.flock", refuse)
+    run_dir = fake_run(tmp_path, "a", train="pass")
+    with pytest.warns(UserWarning, match="cannot be locked .No locks available."):
+        assert Worker(run_dir)() == "done"
 
 
 def test_a_folder_without_a_plan_is_refused(tmp_path):

@@ -156,7 +156,8 @@ def test_jobs_are_not_asked_for_when_there_is_nothing_to_do(tmp_path):
 def test_overwrite_removes_a_dataset_and_no_other_file(tmp_path):
     build(tmp_path)
     foreign = ("notes.txt", "records.json", "records-1.parquet", "other.parquet")
-    for name in (*foreign, "records-00003.json", "records-00009.array_record.tmp"):
+    of_killed = ("records-00003.json", "records-00009.array_record.tmp", "build.json.17.tmp")
+    for name in (*foreign, *of_killed):
         (tmp_path / name).write_text("{}")
     dataset = build(tmp_path, jobs=JOBS[:2], made_by={"other": 1}, overwrite=True)
     assert len(dataset) == 10  # not the shard that the stale records-00003.json says is done
