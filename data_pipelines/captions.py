@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.caption_markers import Marker, find_markers, in_series
 from data_pipelines.panel_labels import Reader, read_labels
-from data_pipelines.panels import Panel, find_panels
+from data_pipelines.panels import Detector, Panel, find_panels
 from jaxclip.data.text import sentence_spans
 
 # Share of panels.csv whose label is what reading order says: experiments/benchmarks/captions.py
@@ -35,6 +35,9 @@ GENERAL = re.compile(
     r"|asterisks?\b|reprinted|adapted|reproduced|modified from|copyright|source:)",
     re.IGNORECASE,
 )
+
+_CONJUNCTION_FIRST = re.compile(r"^(?:and|or|while|whereas) +")
+_CONJUNCTION_LAST = re.compile(r"[ ,;](?:and|or|while|whereas)$")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,9 +157,12 @@ def _cut_general(text: str) -> tuple[str, str]:
 
 
 def _tidy(text: str) -> str:
-    text = re.sub(r"^[\s,;:.)\]–—-]+", "", text).strip()
-    text = re.sub(r"^(and|or|while|whereas)\s+", "", text)
-    text = re.sub(r"[\s,;:(\[–—-]+$|[\s,;]+(and|or|while|whereas)$", "", text)
+    """Without what joined it to its neighbours. Stripped, not searched: a regular expression with
+    "[,;(]+$" takes time quadratic in a run of brackets."""
+    text = _CONJUNCTION_FIRST.sub("", text.lstrip(" ,;:.)]–—-"))
+    text = text.rstrip(" ,;:([–—-")
+    if found := _CONJUNCTION_LAST.search(text):
+        text = text[: found.start()].rstrip(" ,;")
     if text.count("(") == text.count(")") + 1:  # "(PSA; image C)" lost its end to the label
         text += ")"
     return text if re.search(r"\w", text) else ""
@@ -166,18 +172,22 @@ def _tidy(text: str) -> str:
 
 
 def panels_of_caption(
-    pixels_HW3: np.ndarray, split: SplitCaption, reader: Reader | None = None
+    pixels_HW3: np.ndarray,
+    split: SplitCaption,
+    reader: Reader | None = None,
+    detector: Detector = find_panels,
 ) -> list[Panel]:
     """The panels of a figure, looked for with what its caption says of them.
 
     Args:
       pixels_HW3: uint8, RGB.
       reader: reads the letters printed in the figure; None: they are not read.
+      detector: finds the panels; a learned one goes here.
     """
     labels = [label for labels, _ in split.parts for label in labels]
     letters = read_labels(pixels_HW3, labels, reader) if reader else []
     is_quartered = any(label.split()[1:] for label in labels)  # "top left": there are four
-    return find_panels(pixels_HW3, max(4, len(labels)) if is_quartered else len(labels), letters)
+    return detector(pixels_HW3, max(4, len(labels)) if is_quartered else len(labels), letters)
 
 
 def align(panels: Sequence[Panel], split: SplitCaption) -> list[Alignment]:

@@ -131,7 +131,8 @@ def to_example(figure: Figure, options: FieldOptions) -> Example | Drop:
         # what the release says of the same thing stays beside it
         found = {f"released_{k}" if k in measured else k: v for k, v in found.items()} | measured
     sizes = {"original_width": image.original_width, "original_height": image.original_height}
-    return Example(record=record, split=split, signals=found | sizes)
+    converted = {"converted_from": image.converted_from}
+    return Example(record=record, split=split, signals=found | sizes | converted)
 
 
 def as_text(value: Any) -> str:

@@ -4,6 +4,12 @@
 
 The image classifier is a forest of small decision trees on cheap statistics. `python -m
 experiments.train_modality` writes it to modality.npz, and what it measured to modality.json.
+
+On 133 figures of PMC that it has not seen, pixels alone are right on 75 %: radiology is found in
+92 % of cases, charts in 90 %, microscopy in 63 %, other in 57 %, visible light (of which it saw 21)
+in 50 %. With the caption's words, as in the column, 84 % are right, at a mean confidence of 0.75:
+the confidence is too modest, by 0.09 on average (expected calibration error). Take a filter by it
+for an order of figures, not for a share of errors; do not rely on visible light.
 Shape letters: H height, W width, F features, T trees, N nodes of all trees, C classes.
 """
 

@@ -154,6 +154,12 @@ class Page:
                 break
         return next((found for found in counted if len(found) == num_labels), counted[0])
 
+    def rejected(self) -> float:
+        """Strength of the strongest gutter that less evidence would have been enough for, of a
+        figure that stayed whole; 0 for none."""
+        self.rules = LENIENT
+        return self.cut((0, 0, self.width, self.height), (0.0, 0.0), LENIENT_SCORE).strength
+
     def _parted(self, tree: Region, places: Sequence[Point]) -> list[Region]:
         """All pieces; those with several labels also cut at gutters narrower than around them."""
         pieces = []

@@ -12,6 +12,7 @@ Shape letters: H height, W width. Boxes are (left, top, right, bottom), right an
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,11 +32,12 @@ class Panel:
 
     box: Box  # left, top, right, bottom, in pixels of the figure
     label: str = ""  # as printed in the panel, where it was read
-    score: float = 1.0  # 0 to 1: how sure the cut is
+    score: float = 1.0  # 0 to 1: how sure the cut is; of a whole figure, that there is none
 
 
-# What a learned detector has to be: pixels uint8 [H, W, 3], num_labels, letters -> panels, in
-# reading order.
+# What a learned detector has to be, to be given to build_pmc or panels_of_caption instead of
+# find_panels: pixels uint8 [H, W, 3], num_labels, letters -> panels, in reading order. For
+# build_pmc it is a module's function, which workers import.
 Detector = Callable[[np.ndarray, int, Sequence[Letter]], list[Panel]]
 
 
@@ -61,7 +63,8 @@ def find_panels(
     places = [tuple(np.divide(letter.centre, scale[:2]).tolist()) for letter in letters]
     regions = page.regions(num_labels, places)
     if len(regions) < 2:
-        return [whole]
+        score = 0.55 + 0.45 * math.exp(-page.rejected() / 4)  # more than half, or it had been cut
+        return [dataclasses.replace(whole, score=score)]
     panels = []
     for region in regions:
         left, top, right, bottom = np.rint(np.multiply(page.trim(region.box), scale)).astype(int)

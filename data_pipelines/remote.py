@@ -23,6 +23,8 @@ import fsspec
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from jaxclip.data.record import temporary_name
+
 BLOCK_BYTES = 8 << 20  # read ahead: a request a block
 RETRIES = 5  # of a read, with 1, 2, 4, ... seconds between
 PARALLEL_REQUESTS = 16
@@ -176,8 +178,9 @@ def create_file(path: str) -> Iterator[str]:
     """A local path to write to; what is written is renamed or uploaded to `path` at the end."""
     if not is_url(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        yield path + ".tmp"
-        os.replace(path + ".tmp", path)
+        temporary = temporary_name(path)
+        yield temporary
+        os.replace(temporary, path)
         return
     folder, name = posixpath.split(path)
     with tempfile.TemporaryDirectory() as temporary:

@@ -132,7 +132,10 @@ def _made_by(options: TableOptions, module: str) -> dict[str, Any]:
     return {"module": module, "options": options.content(), "table": table}
 
 
-def key_warnings(dataset: Dataset) -> list[str]:
+PANELS = "If they are panels, name their column with --panel."
+
+
+def key_warnings(dataset: Dataset, remedy: str = PANELS) -> list[str]:
     """What is odd about the (article, figure, panel) keys, in sentences."""
     keys = dataset.columns(["article_id", "figure_id", "panel_id", "split"])
     same = keys.group_by(["article_id", "figure_id", "panel_id"]).aggregate([([], "count_all")])
@@ -143,7 +146,7 @@ def key_warnings(dataset: Dataset) -> list[str]:
     if repeated:
         warnings.append(
             f"Note: {sum(repeated):,} records share their (group, figure, panel) with another. "
-            "If they are panels, name their column with --panel."
+            f"{remedy}"
         )
     if straddling:
         warnings.append(

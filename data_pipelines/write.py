@@ -279,7 +279,7 @@ def _finish(
     shards = remote.Shards([f"{directory}/{name}.array_record" for name in names], counts)
     if tokenizer_vocab:
         _write_tokenizer(local, num_shards, shards, tokenizer_vocab)
-    columns = add_columns(local, num_shards, shards) if add_columns else None
+    columns = add_columns(local, num_shards, shards) if add_columns and any(counts) else None
     try:
         source = shards if remote.is_url(directory) else None
         return finish_dataset(local, num_shards, made_by, columns, source)

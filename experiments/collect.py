@@ -3,7 +3,7 @@
     python -m experiments.collect --workdir=W
 
 runs.parquet      a row a run: its axes, what it has seen and cost, its overlap with what it was
-                  scored on, its state, hashes and command
+                  scored on, its state, hashes and command, its complete config as JSON
 results.parquet   a row a run, task and metric: value, 95 % interval, chance
 items.parquet     a row a run, task, metric and item: what the item adds to the metric
 
@@ -14,6 +14,7 @@ order of their own, so that the same runs give the same tables.
 import collections
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 from data_pipelines.options import option, run
 from experiments.progress import look
 from experiments.worker import TRAIN, command_of, is_done, read_plan, read_status
+from jaxclip.data.record import same_article
 from jaxclip.data.subset import Subset
 
 AXES = ("design", "source", "unique_pairs", "samples_seen", "model", "loss", "seed", "variant")
@@ -53,6 +55,8 @@ ITEM = pa.schema(
         ("value", pa.float64()),
     ]
 )
+PMC_ID, NO_PLACE = re.compile(r"PMC\d+"), re.compile(r".*\D.*", re.DOTALL)
+NOT_MEASURED = {"overlap_share": None, "overlap_of": None}
 LOWER_IS_BETTER = ("median_rank", "calibration_error", "_mean_relative_drop", "modality_gap")
 
 
@@ -113,7 +117,7 @@ def skipped(run_dirs: Sequence[Path]) -> list[str]:
 def run_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A column an axis; null for a run that has not got it."""
     columns = dict.fromkeys(name for row in rows for name in row)
-    types = {"overlap_share": pa.float64()}  # also where it is null in every row
+    types = {"overlap_share": pa.float64(), "overlap_of": pa.string()}  # also if all are null
     return pa.table(
         {name: pa.array([row.get(name) for row in rows], types.get(name)) for name in columns}
     )
@@ -134,24 +138,50 @@ def run_row(run_dir: Path) -> dict[str, Any]:
         "optimizer_batch": config["batch_size"],
         "flops": float(plan["flops"]),
         "seconds": float(sum(status["seconds"].values())),
-        "overlap_share": overlap_share(run_dir, subset) if done and subset else None,
+        **(overlap(run_dir, subset) if done and subset else NOT_MEASURED),
         "status": look(run_dir).state,
         "error": status["error"],
         "config_hash": plan["config_hash"],
         "data_hash": subset.content_hash if subset else "",
+        "config": json.dumps(config),
         "command": shlex.join(["python", *command_of(run_dir, TRAIN)[1:]]),
     }
 
 
-def overlap_share(run_dir: Path, subset: Subset) -> float | None:
-    """Share of the groups (articles, patients) that the run was scored on and trained on, too."""
-    scored = set()
-    for table in item_tables(run_dir):
-        scored |= set(pc.unique(table["group"]).to_pylist())
+def overlap(run_dir: Path, subset: Subset) -> dict[str, Any]:
+    """Share of the articles that the run was scored on and trained on, too; and of which sets.
+
+    Null where nothing tells: the groups of most public sets are patients or single images. Of
+    public sets those count whose groups are all PMC's ids, of datasets of ours (--data) those that
+    name articles, and not the records' places alone.
+    """
+    scored, measured = set(), []
+    for task, groups in sorted(_groups(run_dir).items()):
+        if all(groups):
+            scored |= groups
+            measured.append(task)
     if not scored:
-        return None
-    article = subset.dataset.columns(["article_id"])["article_id"].to_numpy()
-    return len(scored & set(article[subset.positions("train")])) / len(scored)
+        return NOT_MEASURED
+    article = subset.dataset.columns(["article_id"])["article_id"]
+    trained = set(map(same_article, pc.unique(article.take(subset.positions("train"))).to_pylist()))
+    return {
+        "overlap_share": len(scored & trained) / len(scored), "overlap_of": ", ".join(measured)
+    }  # fmt: skip
+
+
+def _groups(run_dir: Path) -> dict[str, set[str]]:
+    """{task: the articles of its items, "" among them where a group is no article}."""
+    found: dict[str, set[str]] = collections.defaultdict(set)
+    for step, command in read_plan(run_dir)["steps"].items():
+        public = {part.removeprefix("--set=") for part in command if part.startswith("--set=")}
+        for table in item_tables(run_dir, [step]):
+            for task in pc.unique(table["task"]).to_pylist():
+                names = pc.unique(table.filter(pc.equal(table["task"], task))["group"]).to_pylist()
+                is_article = PMC_ID if task.rpartition("/")[0] in public else NO_PLACE
+                found[task] |= {
+                    same_article(name) if is_article.fullmatch(name) else "" for name in names
+                }
+    return found
 
 
 def result_rows(run_dir: Path) -> Iterable[dict[str, Any]]:
@@ -168,9 +198,10 @@ def result_rows(run_dir: Path) -> Iterable[dict[str, Any]]:
         } | {name: row[name] for name in ("value", "low", "high", "chance")}
 
 
-def item_tables(run_dir: Path) -> list[pa.Table]:
+def item_tables(run_dir: Path, steps: Sequence[str] | None = None) -> list[pa.Table]:
+    """Of these evaluations; None: of all."""
     tables = []
-    for file in _files(run_dir, "items.parquet"):
+    for file in _files(run_dir, "items.parquet", steps):
         table = pq.read_table(file)
         columns = [
             pa.array([run_dir.name] * len(table), pa.string()),
@@ -189,8 +220,8 @@ def _joined(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(first, second, "/")
 
 
-def _files(run_dir: Path, name: str) -> Sequence[Path]:
-    steps = read_plan(run_dir)["steps"]
+def _files(run_dir: Path, name: str, steps: Sequence[str] | None = None) -> Sequence[Path]:
+    steps = read_plan(run_dir)["steps"] if steps is None else steps
     return [run_dir / "evaluation" / step / name for step in steps if step != TRAIN]
 
 

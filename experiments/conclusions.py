@@ -1,29 +1,15 @@
-"""What a study says in words: the answer first, what to train, what could not be concluded."""
+"""What a study says in words: the answer first, and what could not be concluded."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.scaling import EXTRAPOLATE, Analysis, Crossing, Exchange, ExchangeRate
+from experiments.scaling import Analysis, Crossing, Exchange, ExchangeRate
 from experiments.tables import Study
+from experiments.words import number
 
-ENOUGH = 1.05  # the fewest pairs with at most 5 % more error than all pairs have
 OUTLYING = 3.0  # standard deviations of a run from its cell's mean
 DISAGREE = 0.5  # share of the variance from which disagreeing laws are worth a word
-
-
-def number(value: float) -> str:
-    """1234567 -> "1.23M", 0.04567 -> "0.0457"."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "unknown"
-    if abs(value) >= 1e15:
-        return f"{value:.3g}".replace("e+", "e")
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def rate_text(rate: ExchangeRate) -> str:
@@ -68,9 +54,19 @@ def answer(exchange: Exchange) -> str:
     )
 
 
-def agrees(rate: ExchangeRate, planted: tuple[float, float]) -> bool:
-    """Whether the interval and the planted range have a point in common."""
-    return rate.low <= planted[1] and planted[0] <= rate.high
+def agrees(rate: ExchangeRate, planted: tuple[float, float]) -> str:
+    """Whether the measured rate is the planted one, as far as the measurement goes.
+
+    "agrees": an interval with two ends that has a planted rate in it, or a bound that a planted
+    bound follows from. "not contradicted": a bound that leaves room for the planted rate.
+    """
+    low, high = planted
+    if rate.low <= 0 and math.isinf(rate.high):
+        return "not concluded"
+    if rate.low > high or rate.high < low:
+        return "does not agree"
+    is_met = rate.low >= low and math.isinf(high) or rate.high <= high and low <= 0
+    return "agrees" if rate.is_bounded or is_met else "not contradicted"
 
 
 def planted(study: Study) -> dict[str, tuple[float, float]]:
@@ -79,67 +75,6 @@ def planted(study: Study) -> dict[str, tuple[float, float]]:
         source: (float(low or 0), math.inf if high is None else float(high))
         for source, (low, high) in (study.about.get("planted") or {}).items()
     }
-
-
-# --- What to train -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What to train at a budget."""
-
-    flops: float
-    samples: float
-    source: str
-    pairs: float  # the most that were trained of it
-    enough_pairs: float
-    error: float
-    low: float
-    high: float
-    not_told_apart: tuple[str, ...]  # other sources, each with the most pairs trained of it
-
-
-def flops_per_sample(analysis: Analysis) -> float:
-    """NaN: not recorded."""
-    costs = [run["flops"] / run["samples_seen"] for run in analysis.runs if run.get("flops")]
-    return float(np.median(costs)) if costs else math.nan
-
-
-def choose(analysis: Analysis, budgets: Sequence[float] = ()) -> list[Choice]:
-    """The source with the least error at each budget of FLOPs; the runs' own where none are given.
-
-    Budgets that need samples beyond EXTRAPOLATE times those seen have no entry.
-    """
-    cost, design = flops_per_sample(analysis), analysis.ensemble.design
-    seen = np.unique(design.samples_C)
-    if math.isnan(cost) or design.is_tied:
-        return []
-    reach = EXTRAPOLATE if len(seen) > 1 else 1.05
-    samples = [flops / cost for flops in budgets] or list(seen)
-    return [
-        _choose(analysis, cost * s, s) for s in samples if seen[0] / reach <= s <= seen[-1] * reach
-    ]
-
-
-def _choose(analysis: Analysis, flops: float, samples: float) -> Choice:
-    ensemble, design = analysis.ensemble, analysis.ensemble.design
-    sources = np.arange(len(design.sources))
-    most_S = np.array([design.pairs_C[design.source_C == s].max() for s in sources])
-    log_error_S, half_S = (predicted := ensemble.predict(sources, most_S, samples)).difference(
-        sources
-    )
-    best = int(log_error_S.argmin())
-    gap_S, gap_half_S = predicted.difference(sources, np.full(len(sources), best))
-    sizes = np.geomspace(design.pairs_C[design.source_C == best].min(), most_S[best], 200)
-    curve = ensemble.predict(best, sizes, samples).value_X
-    enough = sizes[np.flatnonzero(curve <= log_error_S[best] + math.log(ENOUGH))[0]]
-    others = [design.sources[s] for s in sources if s != best and gap_S[s] <= gap_half_S[s]]
-    error, low, high = np.exp(log_error_S[best] + half_S[best] * np.array([0, -1, 1]))
-    return Choice(
-        flops=flops, samples=samples, source=design.sources[best], pairs=float(most_S[best]),
-        enough_pairs=float(enough), error=float(error), low=float(low), high=float(high),
-        not_told_apart=tuple(others),
-    )  # fmt: skip
 
 
 # --- What could not be concluded -----------------------------------------------------------------
@@ -164,9 +99,10 @@ def crossing_text(crossing: Crossing) -> str:
     return f"{'; '.join([*sides, unclear])}."
 
 
-def unresolved(analysis: Analysis, study: Study) -> list[str]:
+def unresolved(analysis: Analysis | None, study: Study) -> list[str]:
     """What this study does not tell, and what would."""
-    return [*_of_design(analysis), *_of_noise(analysis), *_of_rates(analysis), *_of_runs(study)]
+    parts = (_of_design, _of_noise, _of_rates) if analysis else ()
+    return [*(text for part in parts for text in part(analysis)), *_of_runs(study)]
 
 
 def _of_design(analysis: Analysis) -> list[str]:
@@ -250,11 +186,18 @@ def _of_runs(study: Study) -> list[str]:
     if missing := len(study.runs) - len(study.done):
         said.append(f"{missing} of {len(study.runs)} runs are not finished and not in the figures.")
     shares = [run["overlap_share"] for run in study.done if run.get("overlap_share") is not None]
+    told = {task for run in study.done for task in (run.get("overlap_of") or "").split(", ")}
+    untold = sorted({row["task"] for row in study.results} - told)
     if not shares:
         said.append("Whether training and evaluation overlap: it was not measured.")
-    elif max(shares) > 0:
+    elif untold and told - {""}:
+        said.append(
+            f"Whether training overlaps with {', '.join(untold)}: their groups are no articles. "
+            "See data_pipelines.overlap."
+        )
+    if shares and max(shares) > 0:
         said.append(
             f"What is due to overlap with the evaluation items: up to {max(shares):.2%} of their "
-            "groups are in a training subset."
+            "articles are in a training subset."
         )
     return said

@@ -5,6 +5,7 @@ at its end and a marker of its own. In the page, ink and colours follow the read
 theme: see `inline`.
 """
 
+import html
 import io
 import math
 import re
@@ -17,9 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.conclusions import number
+from experiments.conclusions import rate_text
 from experiments.scaling import Analysis, Curve, ExchangeRate
-from experiments.tables import Ablation, Row
+from experiments.tables import Row
+from experiments.variants import Ablation
+from experiments.words import number
 from jaxclip.data.record import write_atomically
 
 INK = "#1d2530"
@@ -37,8 +40,12 @@ WIDTH, HEIGHT = 6.6, 3.6  # inches
 ROOM = {"left": 0.1, "right": 0.85, "top": 0.97, "bottom": 0.135}  # right: for the names
 
 
-def save(figure: Figure, directory: epath.Path, name: str) -> str:
-    """Writes NAME.svg and NAME.pdf; returns the SVG to put into a page."""
+def save(figure: Figure, directory: epath.Path, name: str, alt: str) -> str:
+    """Writes NAME.svg and NAME.pdf; returns the SVG to put into a page.
+
+    Args:
+      alt: what is to be seen, for those who do not see it.
+    """
     texts = {}
     for kind, about in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
@@ -46,10 +53,10 @@ def save(figure: Figure, directory: epath.Path, name: str) -> str:
             figure.savefig(buffer, format=kind, metadata=about)
         write_atomically(directory / f"{name}.{kind}", buffer.getvalue())
         texts[kind] = buffer.getvalue()
-    return inline(texts["svg"].decode(), name)
+    return inline(texts["svg"].decode(), name, alt)
 
 
-def inline(svg: str, name: str) -> str:
+def inline(svg: str, name: str, alt: str) -> str:
     """SVG as part of a page: no prolog, sized by the page, ink and colours by its style sheet."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -57,15 +64,44 @@ def inline(svg: str, name: str) -> str:
         float(re.search(rf'{side}="([\d.]+)pt"', svg)[1]) for side in ("width", "height")
     )
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = svg.replace(
-        "<svg ",
-        f'<svg role="img" aria-label="{name}" style="aspect-ratio: {width:.0f} / {height:.0f}" ',
-        1,
-    )
     svg = svg.replace(INK, "currentColor")
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{place})")
-    return re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    shape = f'style="aspect-ratio: {width:.0f} / {height:.0f}"'
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" {shape} ', 1)
+
+
+# --- What is to be seen, in words ----------------------------------------------------------------
+
+
+def curves_alt(analysis: Analysis, drawn: Sequence[Curve]) -> str:
+    along = drawn[0].along.replace("_", " ")
+    parts = []
+    for curve in drawn:
+        first, last = np.flatnonzero(curve.measured_G)[[0, -1]]
+        parts.append(
+            f"{curve.source} from {curve.error_G[first]:.3f} at {number(curve.x_G[first])} to "
+            f"{curve.error_G[last]:.3f} at {number(curve.x_G[last])}"
+        )
+    return f"Curves of error ({analysis.scores.error_name}) against {along}: {'; '.join(parts)}."
+
+
+def exchange_alt(analysis: Analysis) -> str:
+    parts = [
+        f"{found.source} {rate_text(found.quoted)} at {number(found.quoted.pairs)} pairs"
+        for found in analysis.exchanges
+    ]
+    one = f"one {analysis.reference} pair"
+    return f"Curves of the pairs that {one} is worth, along its pairs: {'; '.join(parts)}."
+
+
+def ablations_alt(found: Sequence[Ablation], metric: str) -> str:
+    parts = [f"{a.name} {a.value:+.3f} ({a.verdict})" for a in found]
+    return f"Bars of {metric}, variant less its base: {'; '.join(parts)}."
+
+
+# --- Drawings ------------------------------------------------------------------------------------
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -226,28 +262,41 @@ def _planted(axes: Axes, low: float, high: float, is_open: bool, colour: str) ->
 
 
 def ablations(found: Sequence[Ablation], metric: str) -> Figure:
-    """Each variant's difference from its base, with its interval."""
-    ordered = sorted(found, key=lambda a: a.value)
+    """Each variant's difference from its base, with its interval; a group of bars a source."""
+    places = sorted({a.place for a in found})
+    ordered = sorted(found, key=lambda a: (-places.index(a.place), a.value))  # the first on top
+    headed = len(places) > 1
+    y = np.arange(len(ordered)) + np.array([places[::-1].index(a.place) for a in ordered]) * headed
     with matplotlib.rc_context(STYLE):
-        height = 0.7 + 0.3 * len(ordered)
+        height = 0.7 + 0.3 * (y[-1] + 1 + headed)
         figure = Figure(figsize=(WIDTH, height))
         figure.subplots_adjust(left=0.28, right=0.78, top=1 - 0.08 / height, bottom=0.5 / height)
         axes = figure.add_subplot()
-        for y, a in enumerate(ordered):
-            colour = {"better": GOOD, "worse": BAD}.get(a.verdict, NEITHER)
-            axes.barh(y, a.value, color=colour, height=0.62, alpha=0.85)
-            axes.plot([a.low, a.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
-            end = max(a.high if math.isfinite(a.high) else a.value, 0)
-            axes.annotate(
-                f"{a.value:+.3f} {a.verdict}", (end, y), xytext=(5, 0), textcoords="offset points",
-                va="center", fontsize=8, annotation_clip=False,
-            )  # fmt: skip
+        for place, a in zip(y, ordered, strict=True):
+            _bar(axes, place, a)
         axes.axvline(0, color=INK, linewidth=0.6)
-        axes.set_yticks(range(len(ordered)), [_short(a.variant) for a in ordered])
-        axes.set(xlabel=f"{metric}: variant less base", ylim=(-0.6, len(ordered) - 0.4))
+        axes.set_yticks(y, [_short(a.variant) for a in ordered])
+        for name in places if headed else ():
+            top = max(at for at, a in zip(y, ordered, strict=True) if a.place == name) + 0.9
+            axes.annotate(
+                name, (0, top), xycoords=("axes fraction", "data"), xytext=(-4, 0), ha="right",
+                textcoords="offset points", va="center", weight="bold", annotation_clip=False,
+            )  # fmt: skip
+        axes.set(xlabel=f"{metric}: variant less base", ylim=(-0.6, y[-1] + 0.6 + headed))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _bar(axes: Axes, y: float, a: Ablation) -> None:
+    colour = {"better": GOOD, "worse": BAD}.get(a.verdict, NEITHER)
+    axes.barh(y, a.value, color=colour, height=0.62, alpha=0.85)
+    axes.plot([a.low, a.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
+    end = max(a.high if math.isfinite(a.high) else a.value, 0)
+    axes.annotate(
+        f"{a.value:+.3f} {a.verdict}", (end, y), xytext=(5, 0), textcoords="offset points",
+        va="center", fontsize=8, annotation_clip=False,
+    )  # fmt: skip
 
 
 def _short(name: str, most: int = 26) -> str:

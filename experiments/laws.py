@@ -34,6 +34,24 @@ class Design:
         pairs = self.pairs_C[self.source_C == source]
         return float(pairs.min()), float(pairs.max())
 
+    def samples_ends(self, source: int) -> tuple[float, float]:
+        """The fewest and the most samples seen of it."""
+        samples = self.samples_C[self.source_C == source]
+        return float(samples.min()), float(samples.max())
+
+    def pairs_within(self, source: int, samples: float) -> tuple[float, float]:
+        """The fewest and the most pairs between cells that were trained, at so many samples.
+
+        That is where the convex hull of the source's cells, in log pairs and log samples, is cut;
+        `samples` must be between its own.
+        """
+        mine = self.source_C == source
+        x, y, at = np.log(self.pairs_C[mine]), np.log(self.samples_C[mine]), np.log(samples)
+        i, j = np.nonzero((y[:, None] <= at + 1e-9) & (y[None, :] >= at - 1e-9))
+        share = (at - y[i]) / np.where(y[j] > y[i], y[j] - y[i], 1)
+        cut = np.rint(np.exp(x[i] + np.clip(share, 0, 1) * (x[j] - x[i])))
+        return float(cut.min()), float(cut.max())
+
     @property
     def has_free_samples(self) -> bool:
         """Whether some source has one number of pairs at several numbers of samples."""

@@ -34,7 +34,9 @@ class Look:
 
 def look(run_dir: Path) -> Look:
     plan, status = read_plan(run_dir), read_status(run_dir)
-    state = "done" if is_done(run_dir) else status["state"]
+    state = status["state"]
+    if is_done(run_dir) or state == "done":  # it was done once, and a step may be new since
+        state = "done" if is_done(run_dir) else "waiting"
     last = last_metrics(run_dir)
     share = (
         1.0 if state in ("done", "evaluating") else last.get("samples_seen", 0) / plan["samples"]

@@ -280,13 +280,16 @@ def _curve(predicted: Predicted, places, **about) -> Curve:
 
 
 def along_samples(ensemble: Ensemble, points: int = GRID) -> tuple[Curve, ...]:
-    """Error against samples seen, of each source at the most pairs that were trained of it."""
+    """Error against samples seen, of each source at the most pairs that were trained for several
+    numbers of samples; where none were, at the most."""
     design, curves = ensemble.design, []
     if not design.has_free_samples:
         return ()
     for s, name in enumerate(design.sources):
-        most = design.ends(s)[1]
-        seen = design.samples_C[(design.source_C == s) & (design.pairs_C == most)]
+        mine = design.source_C == s
+        sizes, counts = np.unique(design.pairs_C[mine], return_counts=True)
+        most = sizes[counts > 1].max() if counts.max() > 1 else sizes.max()
+        seen = design.samples_C[mine & (design.pairs_C == most)]
         low, high = np.log(seen.min() / EXTRAPOLATE), np.log(seen.max() * EXTRAPOLATE)
         x_G = np.union1d(np.exp(np.linspace(low, high, points)), seen)
         measured_G = (x_G >= seen.min()) & (x_G <= seen.max())
@@ -329,12 +332,17 @@ def _first(x_G: np.ndarray, y_G: np.ndarray) -> float:
 
 
 def _quoted(curve: Sequence[ExchangeRate]) -> ExchangeRate:
-    """The rate in the middle of where both sources have data; else the strongest bound."""
+    """The rate in the middle of where both sources have data; else a bound.
+
+    A bound is quoted where it can be strongest, which is known beforehand: a lower one at the
+    reference's fewest pairs, an upper one at its most. The best along the curve would be the best
+    of many, and not as sure as one.
+    """
     inside = [rate for rate in curve if np.isfinite(rate.value) and not rate.extrapolated]
     inside = inside or [rate for rate in curve if np.isfinite(rate.value) and rate.is_bounded]
     if inside:
         return inside[len(inside) // 2]
-    lower, upper = max(curve, key=lambda r: r.low), min(curve, key=lambda r: r.high)
-    if lower.low > 1 or not np.isfinite(upper.high):
-        return lower
-    return upper
+    first, last = curve[0], curve[-1]
+    if first.low > 0:
+        return first
+    return first if np.isfinite(first.high) and not np.isfinite(last.high) else last

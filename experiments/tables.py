@@ -11,7 +11,7 @@ A metric is named TASK/METRIC. Shape letters: R runs, C cells, I items.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,24 @@ from etils import epath
 from experiments.means import Items, Means, average
 
 Row = dict[str, Any]
+Interval = tuple[float, float, float]  # value, low, high
 RUN_COLUMNS = ("run_id", "source", "unique_pairs", "samples_seen", "seed", "variant", "status")
 RESULT_COLUMNS = ("run_id", "task", "metric", "value", "low", "high", "chance", "items")
 RESULT_COLUMNS += ("higher_is_better",)
 ITEM_COLUMNS = ("run_id", "task", "metric", "item", "group", "value")
 # of a run, and no axis that it was varied along
 ABOUT = {"run_id", "design", "seed", "steps", "epochs", "contrastive_batch", "optimizer_batch"}
-ABOUT |= {"flops", "seconds", "overlap_share", "status", "config_hash", "data_hash", "command"}
+ABOUT |= {
+    "flops",
+    "seconds",
+    "overlap_share",
+    "overlap_of",
+    "status",
+    "error",
+    "config",
+    "config_hash",
+}
+ABOUT |= {"data_hash", "command", "base"}
 PLACE = ("source", "unique_pairs", "samples_seen")
 DONE = "done"
 
@@ -69,6 +80,7 @@ def read(workdir: epath.PathLike) -> Study:
     about = json.loads(file.read_text()) if file.exists() else {}
     for run in runs:
         run["variant"] = run["variant"] or ""
+        run["base"] = run.get("base") or ""
     return Study(workdir=workdir, about=about, runs=runs, results=results)
 
 
@@ -117,6 +129,10 @@ class Scores:
         return np.log(self.to_error(value))
 
     @property
+    def is_share(self) -> bool:
+        return bool(self.value_R.max() <= 1)
+
+    @property
     def error_name(self) -> str:
         return f"1 - {self.metric}" if self.higher_is_better else self.metric
 
@@ -136,7 +152,8 @@ def scores(study: Study, runs: Sequence[Row], metric: str, modality: str = "") -
     of_run = {row["run_id"]: row for row in study.results if metric_name(row) == metric}
     if not of_run:
         raise ValueError(
-            f"metric ({metric}) is not in the results. There are: {', '.join(study.metrics)}."
+            f"metric ({metric}) is not in the results. There are: "
+            f"{', '.join(study.metrics) or 'none: nothing was scored'}."
         )
     if missing := [run["run_id"] for run in runs if run["run_id"] not in of_run]:
         raise ValueError(
@@ -205,7 +222,7 @@ def modalities(study: Study) -> list[str]:
     return sorted(name for name in found if name)
 
 
-# --- Sources beside each other, and variants beside their base -----------------------------------
+# --- Sources beside each other -------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,22 +231,25 @@ class Compared:
 
     metric: str
     names: tuple[str, ...]
-    intervals: tuple[tuple[float, float, float], ...]  # value, low, high
-    differences: tuple[tuple[float, float, float] | None, ...]  # from the first
+    intervals: tuple[Interval, ...]
+    differences: tuple[Interval | None, ...]  # from the first
     chance: float
     higher_is_better: bool
     runs: tuple[int, ...]
 
 
-def mean(found: Scores, cell_R: np.ndarray) -> Means:
-    """Of the metric itself."""
-    return average(found.value_R, cell_R, items=found.items, error_R=found.error_R)
+def mean_of(found: Scores, cell_R: np.ndarray) -> tuple[Means, Callable[[Interval], Interval]]:
+    """Means of the metric, and what makes an interval of theirs one of the metric.
 
-
-def mean_log(found: Scores, cell_R: np.ndarray) -> Means:
-    """Of its logarithm, from the runs' own intervals: no mean over items is of a logarithm."""
+    What can be above 1, as a rank, is averaged as a logarithm, from the runs' own intervals: no
+    mean over items is of a logarithm.
+    """
+    if found.is_share:
+        means = average(found.value_R, cell_R, items=found.items, error_R=found.error_R)
+        return means, lambda interval: tuple(np.clip(interval, 0, 1).tolist())
     value_R = np.maximum(found.value_R, 1e-9)
-    return average(value_R, cell_R, error_R=found.error_R / value_R, transform=np.log)
+    means = average(value_R, cell_R, error_R=found.error_R / value_R, transform=np.log)
+    return means, lambda interval: tuple(np.exp(interval).tolist())
 
 
 def mean_log_error(found: Scores, cell_R: np.ndarray) -> Means:
@@ -244,8 +264,8 @@ def compare_sources(
 ) -> Compared:
     """Every source beside the reference at the largest size that all have.
 
-    The noise of seeds is that of all `runs`, at all sizes. What can be above 1, as a rank, is
-    averaged as a logarithm, and its differences are not given.
+    The noise of seeds is that of all `runs`, at all sizes. Differences of what can be above 1, as a
+    rank, are not given: see mean_of.
     """
     at = largest_cell(runs)[0]
     found = scores(study, runs, metric, modality)
@@ -253,16 +273,15 @@ def compare_sources(
     keys = [tuple(run[axis] for axis in PLACE) for run in runs]
     cells = sorted(set(keys))
     cell_R = np.array([cells.index(key) for key in keys])
-    is_share = bool(found.value_R.max() <= 1)
-    means = mean(found, cell_R) if is_share else mean_log(found, cell_R)
+    means, transform = mean_of(found, cell_R)
     places = [cells.index((s, at["unique_pairs"], at["samples_seen"])) for s in sources]
     one_SC = np.eye(len(cells))[places]
-    intervals = np.array([means.interval(one_C) for one_C in one_SC])
-    intervals = np.clip(intervals, 0, 1) if is_share else np.exp(intervals)
-    differences = [means.interval(one_C - one_SC[0]) if is_share else None for one_C in one_SC[1:]]
+    differences = [
+        means.interval(one_C - one_SC[0]) if found.is_share else None for one_C in one_SC[1:]
+    ]
     return Compared(
-        metric=metric, names=tuple(sources), intervals=tuple(map(tuple, intervals.tolist())),
-        differences=(None, *differences), chance=found.chance,
+        metric=metric, names=tuple(sources), differences=(None, *differences), chance=found.chance,
+        intervals=tuple(transform(means.interval(one_C)) for one_C in one_SC),
         higher_is_better=found.higher_is_better,
         runs=tuple(int(means.runs_C[place]) for place in places),
     )  # fmt: skip
@@ -279,65 +298,3 @@ def largest_cell(runs: Sequence[Row]) -> list[Row]:
     if not common:
         return []
     return [run for run in runs if (run["unique_pairs"], run["samples_seen"]) == max(common)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """A variant less its base, on one metric."""
-
-    variant: str
-    value: float
-    low: float
-    high: float
-    runs: int
-    higher_is_better: bool
-    also_differs: tuple[str, ...]  # "unique_pairs 80000 -> 61000"
-
-    @property
-    def verdict(self) -> str:
-        if self.low <= 0 <= self.high or math.isnan(self.low):
-            return "not distinguished"
-        return "better" if (self.value > 0) == self.higher_is_better else "worse"
-
-
-def ablations(study: Study, metric: str) -> list[Ablation]:
-    """Each variant's difference from its base: run by run with the same seed, item by item."""
-    pairs = [(run, _base(run, study.done)) for run in study.done if run["variant"]]
-    pairs = [(run, base) for run, base in pairs if base is not None]
-    if not pairs:
-        return []
-    variants = sorted({run["variant"] for run, _ in pairs})
-    found = scores(study, [run for pair in pairs for run in pair], metric)
-    items = found.items
-    if items is not None:
-        items = Items(value_RI=items.value_RI[::2] - items.value_RI[1::2], group_I=items.group_I)
-    error_R = np.hypot(found.error_R[::2], found.error_R[1::2])
-    cell_R = np.array([variants.index(run["variant"]) for run, _ in pairs])
-    difference_R = found.value_R[::2] - found.value_R[1::2]
-    means = average(difference_R, cell_R, items=items, error_R=error_R)
-    ablated = []
-    for c, variant in enumerate(variants):
-        value, low, high = means.interval(np.eye(len(variants))[c])
-        of_variant = [pair for pair in pairs if pair[0]["variant"] == variant]
-        changes = sorted({change for run, base in of_variant for change in _changes(run, base)})
-        ablated.append(
-            Ablation(
-                variant=variant, value=value, low=low, high=high, runs=int(means.runs_C[c]),
-                higher_is_better=found.higher_is_better, also_differs=tuple(changes),
-            )
-        )  # fmt: skip
-    return ablated
-
-
-def _base(run: Row, runs: Sequence[Row]) -> Row | None:
-    """The run without a variant that has this one's source and seed, and most of its axes."""
-    bases = [
-        base for base in runs
-        if not base["variant"] and base["source"] == run["source"] and base["seed"] == run["seed"]
-    ]  # fmt: skip
-    return min(bases, key=lambda base: (len(_changes(run, base)), base["run_id"]), default=None)
-
-
-def _changes(run: Row, base: Row) -> list[str]:
-    axes = sorted(set(run) - ABOUT - {"variant"})
-    return [f"{a} {base.get(a)} -> {run[a]}" for a in axes if run[a] != base.get(a)]

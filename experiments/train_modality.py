@@ -13,14 +13,22 @@ Shape letters: N images, F features, C classes.
 import argparse
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
 from data_pipelines.images import ImageZip
-from data_pipelines.modality import FOREST, MEASURED, MODALITIES, image_statistics, named_modalities
+from data_pipelines.modality import (
+    FOREST,
+    MEASURED,
+    MODALITIES,
+    image_probabilities,
+    image_statistics,
+    modality_of,
+    named_modalities,
+)
 from data_pipelines.synthetic_captions import CATALOGUE, sample_facts
 from data_pipelines.synthetic_figures import draw
 from jaxclip.data.image import decode_image
@@ -106,7 +114,8 @@ def main() -> None:
     accuracy = (trial.predict(features_NF[looked_at]) == class_N[looked_at]).mean()
     forest = fit(features_NF, class_N, weight_N)
     files = [options.shared / "pmc_articles" / file for file in gold]
-    gold_NF = np.stack([image_statistics(decode_image(f.read_bytes())) for f in files])
+    gold_pixels = [decode_image(file.read_bytes()) for file in files]
+    gold_NF = np.stack([image_statistics(pixels) for pixels in gold_pixels])
     gold_N = np.array([MODALITIES.index(name) for name in gold.values()])
     right = forest.predict(gold_NF.astype(np.float32)) == gold_N
     recall = {
@@ -122,9 +131,39 @@ def main() -> None:
         "held_out_largest_class": round(float(np.bincount(gold_N).max() / len(gold_N)), 3),
         "held_out_recall": recall,
     }
+    np.savez_compressed(FOREST, **to_arrays(forest))
+    measured |= as_recorded(gold_pixels, captions(options.shared, gold), list(gold.values()))
     print(json.dumps(measured, indent=1))
     MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
-    np.savez_compressed(FOREST, **to_arrays(forest))
+
+
+def captions(shared: pathlib.Path, files: Iterable[str]) -> list[str]:
+    with open(shared / "pmc_articles/figures.jsonl") as opened:
+        by_file = {row["file"]: row["caption"] for row in map(json.loads, opened)}
+    return [by_file[file] for file in files]
+
+
+def as_recorded(pixels: list[np.ndarray], captions: list[str], truth: list[str]) -> dict[str, Any]:
+    """Accuracy and calibration of the columns modality and modality_confidence, by the forest that
+    was written: words of the caption count, too."""
+    found = [
+        modality_of(named_modalities(caption), image_probabilities(image))
+        for image, caption in zip(pixels, captions, strict=True)
+    ]
+    right_N = np.array([name == wanted for (name, _), wanted in zip(found, truth, strict=True)])
+    confidence_N = np.array([confidence for _, confidence in found])
+    return {
+        "held_out_accuracy_with_caption": round(float(right_N.mean()), 3),
+        "held_out_mean_confidence": round(float(confidence_N.mean()), 3),
+        "held_out_calibration_error": round(calibration_error(confidence_N, right_N), 3),
+    }
+
+
+def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, num_bins: int = 5) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3), in bins of equally many."""
+    bins = np.array_split(np.argsort(confidence_N), num_bins)
+    gaps = [len(bin) * abs(confidence_N[bin].mean() - right_N[bin].mean()) for bin in bins]
+    return float(sum(gaps) / len(confidence_N))
 
 
 def hash_fifth(article: str) -> bool:

@@ -10,8 +10,9 @@ Shape letters: N images, M texts, E embedding, H height, W width.
 
 import dataclasses
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.image import ImageConfig, eval_image, eval_pixels, stack_images
+from jaxclip.data.image import ImageConfig, eval_image, eval_pixels, pillow_pixels, stack_images
 from jaxclip.data.text import Tokenizer, load_tokenizer
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_params, tree_of
@@ -29,7 +30,8 @@ from jaxclip.models.pretrained.table import Report
 from jaxclip.start import open_model
 
 log = logging.getLogger(__name__)
-Picture = Any  # a Pillow image, uint8 pixels [H, W, 3] or [H, W], the bytes of a file, or its path
+# a Pillow image, uint8 pixels [H, W, 3] or [H, W], the bytes of a file, or its path
+Picture = Any
 
 
 def load(
@@ -44,15 +46,19 @@ def load(
 
     Args:
       batch_size: at most so many images or texts at a time.
-      dtype: of the matrix products: float32, or bfloat16, which is faster on accelerators.
-      device: of jax.devices(); by default the first.
+      dtype: of the matrix products: float32, which is not rounded to TF32 or bfloat16 where an
+        accelerator would by default, or bfloat16, which is faster there.
+      device: one of jax.devices(), or "cpu", "gpu" or "tpu"; by default the first.
       tokenizer: a vocabulary's file, for a checkpoint that comes without one.
     Raises:
-      FileNotFoundError, ValueError: as start.open_model; a vocabulary of another size.
+      FileNotFoundError, ValueError: as start.open_model; no such device; a vocabulary for a
+        checkpoint that has its own, or one of more ids than it has embeddings.
     """
+    device = _device(device)
     family = open_model(path_or_name)
     family.model = dataclasses.replace(family.model, dtype=dtype)
     family.model.validate(family.image.size)
+    vocabulary = _tokenizer(family, tokenizer)
     params, report = load_params(family)
     leaves = leaves_of(params)
     del params
@@ -62,17 +68,37 @@ def load(
     found = "; ".join(report.lines())
     log.log(logging.INFO if report.is_plain else logging.WARNING, "%s (%s): %s", path_or_name,
             family.name, found)  # fmt: skip
-    return Model(family, tree_of(placed), _tokenizer(family, tokenizer), batch_size, report)
+    return Model(family, tree_of(placed), vocabulary, batch_size, report)
+
+
+def _device(device: Any) -> Any:
+    if not isinstance(device, str):
+        return device
+    try:
+        return jax.devices(device)[0]
+    except RuntimeError as error:
+        here = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise ValueError(f"device ({device!r}) is not here, only: {here}.") from error
 
 
 def _tokenizer(family: Family, path: str) -> Tokenizer | None:
-    """None for a checkpoint without text tower or vocabulary."""
+    """None for a checkpoint without text tower or vocabulary; what is odd of it is assumed."""
     config = family.tokenizer
+    if path and config.path and "text" in family.towers:
+        raise ValueError(
+            f"tokenizer ({path}) is for checkpoints without a vocabulary, and {family.source} has "
+            f"its own ({Path(config.path).name}). Leave tokenizer empty."
+        )
     if path:
         config = dataclasses.replace(config, path=path, kind="auto")
     if "text" not in family.towers or not config.path:
         return None
     tokenizer = load_tokenizer(config)
+    if tokenizer.vocab_size < family.vocab_size:
+        family.assumed.append(
+            f"{tokenizer.file_name} is its vocabulary: it has {tokenizer.vocab_size:,} ids, and "
+            f"the text tower {family.vocab_size:,} embeddings"
+        )
     if tokenizer.vocab_size > family.vocab_size:
         raise ValueError(
             f"tokenizer ({config.path}) has {tokenizer.vocab_size:,} ids, but {family.source} was "
@@ -97,9 +123,8 @@ class Model:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         self.family, self.params, self.tokenizer = family, params, tokenizer
         self.batch_size, self.report = batch_size, report
-        model, inputs = family.model, family.inputs
-        self._encode_image = jax.jit(functools.partial(clip.encode_image, model, inputs))
-        self._encode_text = jax.jit(functools.partial(clip.encode_text, model, inputs))
+        self._encode_image = jax.jit(precise(clip.encode_image, family.model, family.inputs))
+        self._encode_text = jax.jit(precise(clip.encode_text, family.model, family.inputs))
 
     @property
     def logit_scale(self) -> float:
@@ -116,19 +141,26 @@ class Model:
         """Whether texts can be embedded: there is a text tower and a vocabulary."""
         return "text" in self.family.towers and self.tokenizer is not None
 
-    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode_image(self, images: Iterable[Picture]) -> np.ndarray:
         """float32 [N, E].
 
         Args:
-          images: Pillow images, uint8 arrays [H, W, 3] or [H, W], bytes of a file, or paths.
+          images: Pillow images, uint8 arrays [H, W, 3] or [H, W], bytes of a file, or paths. A
+            generator is read batch by batch.
+        Raises:
+          FileNotFoundError, ValueError: see prepared().
         """
         self._need("image")
         if isinstance(images, (str, bytes, Path, Image.Image)):
             raise TypeError("encode_image() takes a list of images. Write encode_image([image]).")
         return self._run(self._encode_image, images, self._preprocess)
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [M, E]. A text that is too long loses its end."""
+    def encode_text(self, texts: Iterable[str]) -> np.ndarray:
+        """float32 [M, E]. A text that is too long loses its end.
+
+        Raises:
+          ValueError: no vocabulary; something that is no string.
+        """
         self._need("text")
         if self.tokenizer is None:
             raise ValueError(
@@ -137,7 +169,7 @@ class Model:
             )
         if isinstance(texts, str):
             raise TypeError("encode_text() takes a list of texts. Write encode_text([text]).")
-        return self._run(self._encode_text, texts, self.tokenizer.encode)
+        return self._run(self._encode_text, texts, self._tokens)
 
     def _need(self, tower: str) -> None:
         if tower not in self.family.towers:
@@ -146,16 +178,23 @@ class Model:
                 f"{' and '.join(self.family.towers)}."
             )
 
-    def _run(self, encode: Callable, items: Sequence[Any], prepare: Callable) -> np.ndarray:
+    def _run(self, encode: Callable, items: Iterable[Any], prepare: Callable) -> np.ndarray:
         """In batches; a short one is filled up to a power of two, to compile few shapes."""
         rows = [np.zeros((0, self.family.model.embed_dim), np.float32)]
-        for start in range(0, len(items), self.batch_size):
-            batch = prepare(items[start : start + self.batch_size])
-            n = len(jax.tree.leaves(batch)[0])
+        rest = iter(items)
+        while part := list(itertools.islice(rest, self.batch_size)):
+            batch, n = prepare(part), len(part)
             size = min(self.batch_size, 1 << (n - 1).bit_length())
             filled = jax.tree.map(lambda x, n=n, size=size: x[np.arange(size) % n], batch)
             rows.append(np.asarray(encode(self.params, filled))[:n])
         return np.concatenate(rows)
+
+    def _tokens(self, texts: Sequence[str]) -> np.ndarray:
+        assert self.tokenizer is not None
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a text ({text!r}) must be a string. Leave it out, or give ''.")
+        return self.tokenizer.encode(texts)
 
     def _preprocess(self, images: Sequence[Picture]) -> Any:
         """What the image tower takes, as the checkpoint's family has it."""
@@ -163,20 +202,40 @@ class Model:
         return stack_images([prepared(picture, config) for picture in images], config)
 
 
+def precise(encode: Callable, model: clip.ClipConfig, inputs: clip.Inputs) -> Callable:
+    """encode(model, inputs, ...) whose float32 is float32 on every device.
+
+    By default GPUs round the factors of its matrix products to TF32, and TPUs to bfloat16.
+    """
+    precision = "highest" if model.dtype == "float32" else "default"
+
+    @functools.wraps(encode)
+    def call(*args):
+        with jax.default_matmul_precision(precision):
+            return encode(model, inputs, *args)
+
+    return call
+
+
 def prepared(picture: Picture, config: ImageConfig) -> np.ndarray:
-    """Decoded, resized and cropped: uint8 RGB.
+    """Decoded, resized and cropped: uint8 RGB; of a Pillow image the same as of its file.
 
     Raises:
+      FileNotFoundError: no file of that path.
       ValueError: another type or shape, or an unreadable file.
     """
     if isinstance(picture, (str, Path)):
+        if not Path(picture).is_file():
+            raise FileNotFoundError(f"image ({picture}) is not a file. Check the path.")
         picture = Path(picture).read_bytes()
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return eval_image(bytes(picture), config)
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB"))
+        picture = pillow_pixels(picture)
+    if isinstance(picture, jax.Array):
+        picture = np.asarray(picture)
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-        kind = getattr(picture, "dtype", type(picture).__name__)
+        kind = f"{type(picture).__name__} of {getattr(picture, 'dtype', 'no pixels')}"
         raise ValueError(f"an image ({kind}) must be uint8 pixels, a Pillow image, or a file.")
     if picture.ndim == 2:
         picture = np.repeat(picture[..., None], 3, axis=-1)

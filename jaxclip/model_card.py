@@ -3,14 +3,15 @@
 import collections
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from jaxclip.config import TrainConfig, load_config
 from jaxclip.data.sources import open_sources, seen_of
 from jaxclip.data.text import Tokenizer
+from jaxclip.evals import results
 from jaxclip.evals.suite import score_lines
 from jaxclip.metrics import read_metrics
 from jaxclip.models import clip
@@ -37,14 +38,14 @@ def model_card(
     head = ["---", f"library_name: {library}", "pipeline_tag: zero-shot-image-classification",
             "license: other  # see Licence below",
             "tags: [clip, biomedical, jaxclip]", "---", "",
-            f"# {Path(source).name}", "",
+            f"# {epath.Path(source).name}", "",
             f"A dual encoder of images and texts. Open it with `{opened}`, or with "
             '`jaxclip.load("DIR")`.', ""]  # fmt: skip
     if is_run(source):
         about, licences = _training(source)
     else:
         about = ["## Training", "", f"- converted from {family.name}; see there"]
-        licences = [f"that of the model it was converted from ({Path(source).name})"]
+        licences = [f"that of the model it was converted from ({epath.Path(source).name})"]
     lines = [
         *head,
         *_model(family, params),
@@ -87,15 +88,15 @@ def _preprocessing(family: Family, tokenizer: Tokenizer | None, notes: Sequence[
 
 def _training(workdir: str) -> tuple[list[str], list[str]]:
     """Lines on data, training and scores; lines on licences."""
-    config, metrics = load_config(workdir), read_metrics(Path(workdir))
-    run = json.loads((Path(workdir) / "run.json").read_text())
+    config, metrics = load_config(workdir), read_metrics(workdir)
+    run = json.loads((epath.Path(workdir) / "run.json").read_text())
     step = max((line["step"] for line in metrics), default=0)
     samples = step * config.batch_size
     data, licences = _data(config, samples, run["datasets"])
     lines = ["## Data", "", *data, "", "## Training", ""]
     lines.append(f"- samples seen: {samples:,} in {step:,} steps of {config.batch_size:,} pairs")
     started = [p for p in (config.init, config.init_image, config.init_text) if p]
-    lines += [f"- started from: {Path(path).name}" for path in started]
+    lines += [f"- started from: {epath.Path(path).name}" for path in started]
     lines.append(
         f"- loss: {config.loss.name}; optimizer: {config.optimizer.name}, peak learning rate "
         f"{config.optimizer.peak_lr:g}, weight decay {config.optimizer.weight_decay:g}"
@@ -105,12 +106,26 @@ def _training(workdir: str) -> tuple[list[str], list[str]]:
     commit = run["starts"][-1]["commit"]
     lines.append(f"- jaxclip {run['starts'][-1]['versions']['jaxclip']}, commit {commit}")
     scores = [line for line in metrics if "loss" not in line]
-    scores += [json.loads(file.read_text()) for file in sorted(Path(workdir).glob("scores_*.json"))]
-    for line in scores[-2:]:
+    for line in scores[-1:]:
         values = {k: v for k, v in line.items() if k != "step"}
         lines += ["", f"## Scores after step {line['step']:,}", ""]
         lines += [f"- {text}" for text in score_lines(values)]
-    return lines, licences + [f"the weights that it started from: {Path(p).name}" for p in started]
+    lines += _evaluations(epath.Path(workdir))
+    terms = [f"the weights that it started from: {epath.Path(path).name}" for path in started]
+    return lines, licences + terms
+
+
+def _evaluations(workdir: epath.Path) -> list[str]:
+    """Lines on what jaxclip.evaluate wrote to the run's folder of this run: sets, intervals."""
+    lines = []
+    for folder in sorted(file.parent for file in workdir.glob("evaluation/*/results.parquet")):
+        rows = [r for r in results.read(folder) if r["model"].split(" step ")[0] == workdir.name]
+        lines += ["", f"## Evaluation: {folder.name}", ""] if rows else []
+        lines += [  # "  metric: value" below "model on set: evaluator"
+            line.replace("  ", "  - ", 1) if line.startswith("  ") else f"- {line}"
+            for line in results.summary(rows)
+        ]
+    return lines
 
 
 def _data(config: TrainConfig, samples: int, hashes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -118,12 +133,12 @@ def _data(config: TrainConfig, samples: int, hashes: Sequence[str]) -> tuple[lis
     try:
         sources = open_sources(config.data, "train")
     except (FileNotFoundError, ValueError):
-        lines = [f"- {Path(path).name}, content hash {content[:12]}"
+        lines = [f"- {epath.Path(path).name}, content hash {content[:12]}"
                  for path, content in zip(config.data.path, hashes, strict=False)]  # fmt: skip
-        return lines, [f"the data: {Path(path).name}" for path in config.data.path]
+        return lines, [f"the data: {epath.Path(path).name}" for path in config.data.path]
     lines, licences = [], []
     for source, seen in zip(sources, seen_of(sources, samples), strict=True):
-        name = Path(source.path).name
+        name = epath.Path(source.path).name
         lines.append(
             f"- {name}, content hash {source.content_hash[:12]}: {len(source.positions):,} "
             f"training pairs, {seen.samples:,} samples seen ({seen.epochs:.2f} epochs)"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxclip.checkpoint import directory, load_params
+from jaxclip.checkpoint import load_params
 from jaxclip.config import TrainConfig, load_config
 from jaxclip.data.text import Tokenizer, load_tokenizer
 from jaxclip.evals.suite import model_inputs
@@ -33,7 +33,8 @@ def open_model(path_or_name: str) -> Family:
 
 
 def is_run(path: epath.PathLike) -> bool:
-    return (epath.Path(path) / "run.json").exists() or directory(path).exists()
+    """Whether it is the folder of a run of jaxclip.train."""
+    return all((epath.Path(path) / file).exists() for file in ("config.json", "run.json"))
 
 
 def open_run(workdir: epath.PathLike) -> Family:

@@ -15,12 +15,16 @@ import jaxclip
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import TrainConfig
 from jaxclip.data.sources import open_sources
+from jaxclip.evals import results
+from jaxclip.evals.base import Measured
 from jaxclip.evals.suite import model_inputs
 from jaxclip.export import embed_examples, example_batch, export
 from jaxclip.export import write_folder as write_folder_of
+from jaxclip.model_card import model_card
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_params, open_checkpoint
 from jaxclip.models.pretrained.timm_vit import TIMM, TimmViT, timm_activation, timm_sizes
+from jaxclip.start import open_model
 from jaxclip.train_step import TrainState
 from jaxclip.workdir import claim_workdir, open_tokenizer
 from tests import tiny_config
@@ -150,22 +154,6 @@ def test_open_clip_opens_an_export(name, exported):
     np.testing.assert_allclose(pixels, normalised(family, batch["image"])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "to", "message"),
-    [
-        ("openclip_biomedclip", "hf", r"model.text \(BertConfig\) has no place in --to=hf"),
-        ("hf_clip_gelu", "big_vision", r"model.image.pre_norm \(True\) cannot be exported with"),
-        ("hf_siglip2_naflex", "openclip", r"model.image.naflex \(True\) cannot be exported"),
-        ("hf_siglip", "openclip", r"image size 32, pool 'map'\) cannot be .* timm has no such ViT"),
-    ],
-)
-def test_a_model_without_place_in_a_format_is_named(name, to, message, tmp_path):
-    source = write_folder(tmp_path / name, read_fixture(name))
-    with pytest.raises(ValueError, match=message):
-        export(str(source), to, str(tmp_path / "out"))
-    assert list(tmp_path.iterdir()) == [source]  # nothing half-made
-
-
 @pytest.fixture(scope="module")
 def clip_run(tiny_dataset, tmp_path_factory):
     """A workdir of a tiny CLIP of the kind that every format knows, as after two steps."""
@@ -207,6 +195,35 @@ def test_a_run_is_exported_with_its_tokenizer_and_preprocessing(clip_run, tmp_pa
     assert "16 px, center_crop, pillow_bicubic" in card and "padded with" in card
     with pytest.raises(FileExistsError, match="Name a folder to be made"):
         export(str(clip_run), "hf", str(out))
+
+
+def test_the_card_has_the_scores_of_evaluations_wherever_the_run_is(clip_run):
+    """jaxclip.evaluate writes them to the run's folder, of it and what it was compared with."""
+
+    def rows(model, value):
+        accuracy = Measured(
+            name="zero_shot/organs", metrics=lambda units: {"accuracy": value}, num_units=8,
+            group_U=np.arange(8), chance={"accuracy": 1 / 6},
+        )  # fmt: skip
+        return results.rows_of([accuracy], model=model, set_name="vqa_rad", split="test",
+                               identity="x", draws=10)  # fmt: skip
+
+    folder = epath.Path(clip_run) / "evaluation" / "test"
+    both = rows(f"{clip_run.name} step 2", 0.75) + rows("another", 0.625)
+    results.write(both, [], folder, {})
+    family = open_model(str(clip_run))
+    params = load_params(family)[0]
+
+    def on_disk(function, path, *args):
+        return function(str(path).replace("gs://bucket", str(clip_run.parent)), *args)
+
+    with epath.testing.mock_epath(open=on_disk, exists=on_disk, glob=on_disk, isdir=on_disk):
+        card = model_card(family, params, None, "hf", f"gs://bucket/{clip_run.name}", [])
+    assert f"# {clip_run.name}\n" in card and "samples seen: 32" in card
+    assert "- validation/image_to_text/recall@1: 0.2500" in card
+    assert "## Evaluation: test" in card and "step 2 on vqa_rad/test: zero_shot/organs" in card
+    assert "  - accuracy: 0.7500 [0.7500, 0.7500] (chance 0.1667)" in card
+    assert "0.6250" not in card
 
 
 @needs_torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from configs import fine_tune
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.data.sources import open_sources
@@ -132,6 +133,18 @@ def test_a_checkpoint_without_fine_tune_needs_its_vocabulary_too(tiny_dataset, t
     assert "tokenizer's clean is 'lower_ascii' here, and was 'none' there" in text
     assert "tokenizer's bos_id is None here" in text
     assert "data.image.mean is (0.5, 0.5, 0.5) here" in text
+
+
+@pytest.mark.parametrize("name", ["hf_clip_gelu", "hf_siglip"])
+def test_fine_tuning_starts_from_the_checkpoint_with_all_that_is_its_own(name, tmp_path):
+    folder = str(write_folder(tmp_path / name, read_fixture(name)))
+    config, family = fine_tune.get_config(folder), open_model(folder)
+    assert config.init == folder and not config.init_image and not config.init_text
+    assert config.model == dataclasses.replace(family.model, dtype="bfloat16")
+    assert config.data.image == family.image and config.data.tokenizer == family.tokenizer
+    assert config.loss.name == {"hf_clip_gelu": "softmax", "hf_siglip": "sigmoid"}[name]
+    with pytest.raises(ValueError, match="fine_tune.py must name a checkpoint"):
+        fine_tune.get_config()
 
 
 def shapes_of_family(family):

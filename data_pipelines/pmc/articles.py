@@ -3,7 +3,11 @@
 An input is one XML file with its images beside it, or one tar with any number of those. Tars are
 hostile until read: a member that is absolute, climbs out, or is a link or device is never written,
 sizes are limited before anything is unpacked, and what is unpacked lies in a folder that is gone
-when the article is done.
+when the tar is done.
+
+A tar is unpacked to TMPDIR as a whole, as images may come before or after the article, and is one
+unit of work, up to MAX_TAR_BYTES. NCBI's bulk archives (oa_bulk) are larger: unpack them yourself,
+and give the folder, whose articles many workers share.
 """
 
 import bz2
@@ -11,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import hashlib
 import lzma
 import os
 import posixpath
@@ -23,6 +28,7 @@ from typing import IO
 import fsspec
 
 from data_pipelines.images import MAX_FILE_BYTES, open_images
+from data_pipelines.remote import open_file
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
 
@@ -32,7 +38,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".g
 MAX_XML_BYTES = 64 << 20
 MAX_TAR_BYTES = 8 << 30  # unpacked; the largest packages of PMC have about 3 GB
 MAX_TAR_MEMBERS = 1_000_000
-TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
+MAX_NAME = 255  # bytes; no file has a longer one, and a file system or bucket errs if asked for it
+MAX_PATH = 3000  # bytes of a path in a tar; with the folder's at most 4096
+# What junk makes the readers raise; ValueError is tarfile's of a header. No other OSError: a lost
+# connection or a full disk says nothing of the tar, and stops the job, which can be run again.
+TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError)
+TAR_ERRORS += (FileNotFoundError, PermissionError)
+BZ2_JUNK = "Invalid data stream"  # of an OSError
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -49,6 +61,8 @@ class Source:
         """The file of an image that the article calls one of `names`, with or without suffix."""
         for name in names:
             name = name.replace("\\", "/")
+            if len(name.encode()) > MAX_NAME:
+                continue
             known = self.folder.images(posixpath.join(self.directory, posixpath.dirname(name)))
             known = known or self.folder.images(self.directory)  # info:doi/10.1371/journal.g001
             if file := known.get(_stem(posixpath.basename(name))):
@@ -78,18 +92,10 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Raises ImageError: outside the folder, not there, too large, unreadable."""
-        if not self.is_remote:
-            return open_images(self.root).read(name)
-        with self.open(name) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise ImageError("file too large", f"{name}: at most {MAX_FILE_BYTES} bytes")
-        return data
+        return open_images(self.root).read(name)
 
     def open(self, name: str) -> IO[bytes]:
-        if not self.is_remote:
-            return open(os.path.join(self.root, name), "rb")
-        return fsspec.open(posixpath.join(self.root, name), "rb").open()  # pyright: ignore
+        return open_file(posixpath.join(self.root, name))
 
     def _images(self, directory: str) -> dict[str, str]:
         """Stem -> the best image file of it, of one directory."""
@@ -104,7 +110,8 @@ class Folder:
     def _names(self, directory: str) -> list[str]:
         if directory.startswith(("..", "/")):
             return []
-        with contextlib.suppress(OSError):
+        # Any other error, of a network above all, must not make images missing for good.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if not self.is_remote:
                 return os.listdir(os.path.join(self.root, directory))
             system, root = fsspec.url_to_fs(posixpath.join(self.root, directory))
@@ -122,8 +129,9 @@ def _stem(name: str) -> str:
     return name.removesuffix(_suffix(name)) if _suffix(name) in IMAGE_SUFFIXES else name
 
 
-def list_inputs(path: str) -> tuple[str, Iterator[str]]:
-    """(folder, names of the XML files and tars in it) of a folder, or of one such file.
+def list_inputs(path: str) -> tuple[str, list[str], str]:
+    """(folder, names of the XML files and tars in it, hash of these and of the images' names) of a
+    folder, or of one such file.
 
     Raises ValueError: there is nothing at `path`.
     """
@@ -131,17 +139,26 @@ def list_inputs(path: str) -> tuple[str, Iterator[str]]:
         raise ValueError(f"input ({path!r}) does not exist. Give a folder, an .nxml or a .tar.gz.")
     if path.lower().endswith(XML_SUFFIXES + TAR_SUFFIXES) and not os.path.isdir(path):
         folder, _, name = path.rpartition("/")
-        return folder or ".", iter([name])
-    names = Folder(path).files()
-    return path, (name for name in names if name.lower().endswith(XML_SUFFIXES + TAR_SUFFIXES))
+        return folder or ".", [name], hashlib.sha256(name.encode()).hexdigest()
+    names, digest = [], hashlib.sha256()
+    for name in Folder(path).files():
+        if name.lower().endswith(XML_SUFFIXES + TAR_SUFFIXES + IMAGE_SUFFIXES):
+            digest.update(name.encode(errors="surrogateescape") + b"\0")
+            if not name.lower().endswith(IMAGE_SUFFIXES):
+                names.append(name)
+    return path, names, digest.hexdigest()
 
 
-def open_articles(root: str, name: str) -> Iterator[Source | Drop]:
-    """The articles of one input, one after the other."""
+def open_articles(folder: Folder, name: str) -> Iterator[Source | Drop]:
+    """The articles of one input, one after the other.
+
+    Args:
+      folder: the same for all inputs of a job: what lies in a directory is listed once.
+    """
     if name.lower().endswith(TAR_SUFFIXES):
-        yield from _unpacked(root, name)
+        yield from _unpacked(folder, name)
     else:
-        yield _source(Folder(root), name, name)
+        yield _source(folder, name, name)
 
 
 def _source(folder: Folder, name: str, known_as: str) -> Source | Drop:
@@ -179,25 +196,27 @@ class _Limited:
 
     def seek(self, position: int) -> int:
         if position > MAX_TAR_BYTES:
-            raise _TooLarge(f"{position} bytes, at most {MAX_TAR_BYTES}")
+            raise _TooLarge(f"{position} bytes, at most {MAX_TAR_BYTES}; unpack it yourself")
         return self._file.seek(position)
 
 
-def _unpacked(root: str, name: str) -> Iterator[Source | Drop]:
+def _unpacked(folder: Folder, name: str) -> Iterator[Source | Drop]:
     with tempfile.TemporaryDirectory(prefix="jaxclip-") as target:
         try:
-            with Folder(root).open(name) as file:
+            with folder.open(name) as file:
                 yield from _unpack(file, name, target)
         except _TooLarge as error:
             yield Drop(item=name, reason="package: too large", detail=str(error))
             return
-        except TAR_ERRORS as error:
+        except (*TAR_ERRORS, OSError) as error:
+            if not isinstance(error, TAR_ERRORS) and str(error) != BZ2_JUNK:
+                raise
             yield Drop(item=name, reason="package: unreadable", detail=str(error)[:200])
-        found = False
-        for member in Folder(target).files():
+        found, unpacked = False, Folder(target)
+        for member in unpacked.files():
             if member.lower().endswith(XML_SUFFIXES):
                 found = True
-                yield _source(Folder(target), member, f"{name}:{member}")
+                yield _source(unpacked, member, f"{name}:{member}")
         if not found:
             yield Drop(item=name, reason="package: no article in it")
 
@@ -207,21 +226,34 @@ def _unpack(file: IO[bytes], name: str, target: str) -> Iterator[Drop]:
     openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
     opener = openers.get(_suffix(name))
     plain = opener(file) if opener else file
-    with tarfile.open(fileobj=_Limited(plain), mode="r:") as tar:  # pyright: ignore
+    names = {"errors": "backslashreplace"}  # of a name that is no UTF-8
+    with tarfile.open(fileobj=_Limited(plain), mode="r:", **names) as tar:  # pyright: ignore
         for count, member in enumerate(tar):
             if count >= MAX_TAR_MEMBERS:
                 raise _TooLarge(f"more than {MAX_TAR_MEMBERS} members")
             if member.isdir() or not member.name.lower().endswith(XML_SUFFIXES + IMAGE_SUFFIXES):
                 continue
-            known_as = f"{name}:{member.name}"
-            path = os.path.realpath(os.path.join(target, member.name))
-            if not member.isreg() or member.issparse():
-                yield Drop(item=known_as, reason="package: link or special member")
-            elif not path.startswith(os.path.realpath(target) + os.sep) or member.name[:1] == "/":
-                yield Drop(item=known_as, reason="package: member outside of it")
-            elif member.size > MAX_FILE_BYTES:
-                yield Drop(item=known_as, reason="package: member too large")
-            else:
+            known_as = f"{name}:{member.name}".replace("\0", "\\0")
+            if reason := _refusal(member, target):
+                yield Drop(item=known_as, reason=f"package: {reason}")
+                continue
+            path = os.path.join(target, member.name)
+            try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open(path, "wb") as out:
                     out.write(tar.extractfile(member).read())  # pyright: ignore
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                yield Drop(item=known_as, reason="package: member is file and folder")
+
+
+def _refusal(member: tarfile.TarInfo, target: str) -> str:
+    """Why a member is not written; "" if it is."""
+    name = member.name.encode()
+    if b"\0" in name or len(name) > MAX_PATH or max(map(len, name.split(b"/"))) > MAX_NAME:
+        return "unusable name"
+    if not member.isreg() or member.issparse():
+        return "link or special member"
+    path = os.path.realpath(os.path.join(target, member.name))
+    if not path.startswith(os.path.realpath(target) + os.sep) or member.name[:1] == "/":
+        return "member outside of it"
+    return "member too large" if member.size > MAX_FILE_BYTES else ""

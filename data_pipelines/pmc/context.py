@@ -1,16 +1,16 @@
 """What the article says of a figure: the sentences that cite it, a summary of its paragraphs."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from data_pipelines.options import option
 from data_pipelines.pmc.jats import Article, Figure
+from data_pipelines.pmc.threads import in_threads
 from data_pipelines.remote import create_file, read_file
 from jaxclip.data.text import split_sentences
 
@@ -91,26 +91,34 @@ def references(figure: Figure, labels: Sequence[str], most_tokens: int) -> tuple
 
 def summarise(options: ContextOptions, cache: str, article: Article) -> dict[str, Summary]:
     """Figure id -> summary of the paragraphs that cite it, for every figure that is cited."""
-    paragraphs = {
-        figure.figure_id: [
-            article.paragraphs[i] for i in dict.fromkeys(c.paragraph for c in figure.citations)
-        ]
-        for figure in article.figures
-        if figure.citations
-    }
     if options.summary == "none":
         return {}
     if options.summary == EXTRACTIVE:
         return {
-            figure_id: Summary(extract(texts, options.summary_sentences), EXTRACTIVE)
-            for figure_id, texts in paragraphs.items()
+            figure.figure_id: Summary(extract(paragraphs, options.summary_sentences), EXTRACTIVE)
+            for figure, paragraphs in _cited(article)
         }
-    figures = [figure for figure in article.figures if figure.citations]
+    return {
+        figure.figure_id: _cached(options, cache, _prompt(options, figure, paragraphs))
+        for figure, paragraphs in _cited(article)
+    }
+
+
+def ask_ahead(options: ContextOptions, cache: str, articles: Iterable[Article]) -> None:
+    """Asks for all that summarise() is going to need, so many requests at once as the endpoint was
+    said to take, whatever the number of figures of an article; the answers are in the cache."""
+    prompts = (_prompt(options, *cited) for article in articles for cited in _cited(article))
     ask = functools.partial(_cached, options, cache)
-    with concurrent.futures.ThreadPoolExecutor(options.summary_requests) as pool:
-        prompts = [_prompt(options, figure, paragraphs[figure.figure_id]) for figure in figures]
-        answers = pool.map(ask, prompts)
-        return {figure.figure_id: answer for figure, answer in zip(figures, answers, strict=True)}
+    for _ in in_threads(ask, prompts, options.summary_requests):
+        pass
+
+
+def _cited(article: Article) -> Iterator[tuple[Figure, list[str]]]:
+    """The figures that are cited, each with the paragraphs that do."""
+    for figure in article.figures:
+        numbers = dict.fromkeys(citation.paragraph for citation in figure.citations)
+        if numbers:
+            yield figure, [article.paragraphs[number] for number in numbers]
 
 
 def extract(paragraphs: Sequence[str], num_sentences: int) -> str:

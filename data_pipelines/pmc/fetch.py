@@ -7,11 +7,13 @@ r"""Articles of PMC -> a folder that `python -m data_pipelines.pmc --input` read
 --base is whatever fsspec reads: https://, ftp://, a local folder, with s3fs or gcsfs installed also
 s3://pmc-oa-opendata and gs://. --list says what to get, one of
 
-- PMC's file lists (oa_file_list.csv, *.filelist.csv): the packages or XML files they name. A column
-  MD5, SHA256 or ETag is checked. (NCBI withdrew these packages in 2026; mirrors have them.)
-- article ids, one a line (PMC123 or PMC123.2) or keys metadata/PMC123.2.json: the layout of PMC's
-  Cloud Service since 2026. The record of each article names its licence, and its XML and media with
-  their MD5; XML and images are fetched.
+- PMC's file lists (oa_file_list.csv or .txt, *.filelist.csv): the packages or XML files they name.
+  A column MD5, SHA256 or ETag is checked; what a column Retracted says yes of is left out. (NCBI
+  withdrew these packages in 2026; mirrors have them.)
+- article ids, one a line, or keys metadata/PMC123.2.json: the layout of PMC's Cloud Service since
+  2026. PMC123, pmc123 and 123 all mean PMC123.1: the first version, so that a list means the same
+  for ever; PMC123.2 is the second. The record of each article names its licence, and its XML and
+  media with their MD5; XML and images are fetched.
 
 Only licences of --licences are downloaded. What is there is not fetched again, so the same command
 goes on where it stopped: a file appears under its name only when it is whole and its size and
@@ -19,7 +21,6 @@ checksum are right. What could not be had is in FOLDER/failed.jsonl, with the re
 """
 
 import collections
-import concurrent.futures
 import csv
 import dataclasses
 import gzip
@@ -33,7 +34,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import fsspec
 import tqdm
@@ -41,11 +42,13 @@ import tqdm
 from data_pipelines.options import option, run
 from data_pipelines.pmc.articles import IMAGE_SUFFIXES
 from data_pipelines.pmc.licence import GROUPS, licence_group
+from data_pipelines.pmc.threads import in_threads
 from jaxclip.data.record import Drop, write_atomically
 
 FILE_COLUMNS = ("File", "Article File", "Key")
 CHECKSUM_COLUMNS = {"md5": "md5", "sha256": "sha256", "etag": "md5"}
-ARTICLE_ID = re.compile(r"(?:metadata/)?(PMC\d+)(?:\.(\d+))?(?:\.json)?")
+ARTICLE_ID = re.compile(r"(?:metadata/)?(?:PMC)?(\d+)(?:\.(\d+))?(?:\.json)?", re.IGNORECASE)
+TEXT_COLUMNS = ("File", "Article Citation", "Accession ID", "PMID", "License")  # oa_file_list.txt
 GONE = (FileNotFoundError, PermissionError)  # trying again does not help
 BLOCK = 32 << 20  # bytes a request
 
@@ -74,6 +77,17 @@ class FetchOptions:
                 raise ValueError(f"{name} is not set. Give --{name}=...; --help has them all.")
         if unknown := [group for group in self.licences if group not in GROUPS]:
             raise ValueError(f"licences {unknown} must be among {', '.join(GROUPS)}.")
+        protocol, slashes, place = self.base.partition("://")
+        if slashes and not place.strip("/"):
+            raise ValueError(f"base ({self.base!r}) names no host or bucket: {protocol}://HOST/...")
+        if slashes and protocol not in fsspec.available_protocols():
+            raise ValueError(
+                f"base ({self.base!r}): {protocol} is not known. Use https, ftp or s3."
+            )
+        if not slashes and not os.path.isdir(self.base):
+            raise ValueError(
+                f"base ({self.base!r}) is no folder, and no https://, ftp:// or s3://."
+            )
         for name in ("requests_per_second", "threads", "tries", "backoff", "timeout"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be more than 0.")
@@ -86,6 +100,7 @@ class Wanted:
     path: str  # below the base
     licence: str = ""  # as the list says; "" where it does not
     checksum: tuple[str, str] | None = None  # (algorithm, hex)
+    problem: str = ""  # why it is not to be had: a reason to be counted
 
 
 class FetchError(ValueError):
@@ -104,14 +119,14 @@ def fetch(options: FetchOptions) -> dict[str, int]:
     """
     options.validate()
     os.makedirs(options.out, exist_ok=True)
-    wanted = read_list(options.list)
+    wanted = itertools.islice(read_list(options.list), options.most or None)
     fetcher = Fetcher(options)
     counts: collections.Counter = collections.Counter()
     failed = os.path.join(options.out, "failed.jsonl")
     with open(failed + ".tmp", "w", encoding="utf-8") as log, tqdm.tqdm(unit=" articles") as bar:
-        for drop in _in_threads(fetcher.get, wanted, options.threads, options.most):
+        for drop in in_threads(fetcher.get, wanted, options.threads):
             counts[drop.reason] += 1
-            if drop.reason not in ("fetched", "there already", "licence"):
+            if drop.reason not in ("fetched", "there already", "licence", "retracted"):
                 log.write(json.dumps(dataclasses.asdict(drop)) + "\n")
                 log.flush()
             bar.update()
@@ -120,46 +135,40 @@ def fetch(options: FetchOptions) -> dict[str, int]:
     return dict(counts)
 
 
-def _in_threads(call, items: Iterable, threads: int, most: int) -> Iterator:
-    """call(item) of each, as they finish; never more waiting than a few a thread."""
-    items = itertools.islice(items, most or None)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        running = {pool.submit(call, item) for item in itertools.islice(items, 4 * threads)}
-        while running:
-            done, running = concurrent.futures.wait(
-                running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            running |= {pool.submit(call, item) for item in itertools.islice(items, len(done))}
-            yield from (future.result() for future in done)
-
-
 def read_list(path: str) -> Iterator[Wanted]:
     """The lines of a list. Raises ValueError: no such file, or no column that names files."""
     if not os.path.exists(path):
         raise ValueError(f"list ({path!r}) does not exist.")
     opener = gzip.open if path.endswith(".gz") else open
-    if ".csv" not in os.path.basename(path):
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in filter(str.strip, file):
-                yield Wanted(line.strip())
-        return
-    with opener(path, "rt", encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        have = rows.fieldnames or []
-        column = next((name for name in FILE_COLUMNS if name in have), None)
-        if column is None:
-            raise ValueError(f"list ({path!r}) must have a column {' or '.join(FILE_COLUMNS)}.")
-        checksums = {
-            name: CHECKSUM_COLUMNS[n] for name in have if (n := name.lower()) in CHECKSUM_COLUMNS
-        }
-        for row in rows:
-            given = (
-                (kind, (row[name] or "").strip('" ').lower()) for name, kind in checksums.items()
-            )
-            found = next(
-                (pair for pair in given if re.fullmatch(r"[0-9a-f]{32,64}", pair[1])), None
-            )
-            yield Wanted(row[column] or "", row.get("License") or "", found)
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        if ".csv" in os.path.basename(path):
+            yield from _rows(path, csv.DictReader(file))
+            return
+        lines = filter(str.strip, file)
+        first = list(itertools.islice(lines, 2))
+        if first and "\t" in first[-1]:  # oa_file_list.txt: a date, then columns without names
+            rows = itertools.chain((line for line in first if "\t" in line), lines)
+            table = csv.DictReader(rows, TEXT_COLUMNS, delimiter="\t", quoting=csv.QUOTE_NONE)
+            yield from _rows(path, table)
+            return
+        for line in map(str.strip, itertools.chain(first, lines)):
+            yield Wanted(line, problem="" if ARTICLE_ID.fullmatch(line) else "no article id")
+
+
+def _rows(path: str, rows: csv.DictReader) -> Iterator[Wanted]:
+    have = rows.fieldnames or []
+    column = next((name for name in FILE_COLUMNS if name in have), None)
+    if column is None:
+        raise ValueError(f"list ({path!r}) must have a column {' or '.join(FILE_COLUMNS)}.")
+    checksums = {
+        name: CHECKSUM_COLUMNS[n] for name in have if (n := name.lower()) in CHECKSUM_COLUMNS
+    }
+    for row in rows:
+        given = ((kind, (row[name] or "").strip('" ').lower()) for name, kind in checksums.items())
+        found = next((pair for pair in given if re.fullmatch(r"[0-9a-f]{32,64}", pair[1])), None)
+        is_retracted = (row.get("Retracted") or "").strip().lower() in ("yes", "true", "1")
+        problem = "retracted" if is_retracted else ""
+        yield Wanted(row[column] or "", (row.get("License") or "").strip(), found, problem)
 
 
 class Fetcher:
@@ -181,9 +190,11 @@ class Fetcher:
 
     def get(self, wanted: Wanted) -> Drop:
         """One line of the list, as what became of it: "fetched", or why not."""
+        if wanted.problem:
+            return Drop(item=wanted.path, reason=wanted.problem)
         try:
             if cloud := ARTICLE_ID.fullmatch(wanted.path):
-                reason = self._get_article(cloud[1], cloud[2] or "1")
+                reason = self._get_article(f"PMC{cloud[1]}", cloud[2] or "1")
             elif licence_group(wanted.licence) not in self.options.licences:
                 return Drop(item=wanted.path, reason="licence", detail=wanted.licence)
             else:

@@ -9,17 +9,18 @@ limits of libxml2 on depth and size stay on. Damaged XML is read as far as it go
 
 import dataclasses
 import re
+from bisect import bisect_left
 from collections import defaultdict
 
 from lxml import etree
 
 from data_pipelines.pmc.licence import licence_name
-from data_pipelines.pmc.mentions import find_mentions, label_key, unmark
+from data_pipelines.pmc.mentions import Mention, find_mentions, label_key, unmark
 from data_pipelines.pmc.text import local_name, marked_text_of, text_of
 from jaxclip.data.text import sentence_spans
 
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
-OWN_TERMS = "figure has its own terms"  # permissions of a figure that name no known licence
+OWN_TERMS = "figure has its own terms"  # it, or its sub-article, names no licence that we know
 NOT_BODY = ("p", "caption", "fn", "ref", "table-wrap", "author-notes", "permissions")
 
 _LIMITS = {etree.ErrorTypes.ERR_ENTITY_LOOP, etree.ErrorTypes.ERR_INTERNAL_ERROR}
@@ -55,7 +56,7 @@ class Figure:
     label: str  # "Figure 2."
     caption: str  # title and text, one line
     graphics: list[list[str]]  # an entry an image: the names it may have (<alternatives>)
-    licence: str  # the article's, unless the figure has permissions of its own
+    licence: str  # the article's, unless the figure or its sub-article has permissions of its own
     citations: list[Citation]
 
 
@@ -194,9 +195,10 @@ def _keywords(meta, mesh: bool) -> list[str]:
 def _figures(article, licence: str) -> list[Figure]:
     figures, seen = [], defaultdict(int)
     for element in article.iter("fig", "fig-group"):
-        if element.tag == "fig-group" and element.find("graphic") is None:
+        graphics = _graphics(element)
+        if element.tag == "fig-group" and not graphics:
             continue  # its figures are figures
-        figure = _figure(element, licence, len(figures) + 1)
+        figure = _figure(element, graphics, licence, len(figures) + 1)
         seen[figure.figure_id] += 1
         if seen[figure.figure_id] > 1:  # an id twice
             figure.figure_id += f" ({seen[figure.figure_id]})"
@@ -204,7 +206,7 @@ def _figures(article, licence: str) -> list[Figure]:
     return figures
 
 
-def _figure(element, licence: str, number: int) -> Figure:
+def _figure(element, graphics: list[list[str]], licence: str, number: int) -> Figure:
     parent = element.getparent()
     group = parent if parent is not None and parent.tag == "fig-group" else None
     caption = _caption(element)
@@ -217,10 +219,19 @@ def _figure(element, licence: str, number: int) -> Figure:
         figure_id=element.get("id") or f"figure {number}",
         label=label,
         caption=caption,
-        graphics=_graphics(element),
-        licence=_licence(own, OWN_TERMS) if own is not None else licence,
+        graphics=graphics,
+        licence=_licence(own, OWN_TERMS) if own is not None else _licence_around(element, licence),
         citations=[],
     )
+
+
+def _licence_around(element, licence: str) -> str:
+    """Of the nearest <sub-article> or <response> that says so, else the article's."""
+    for part in element.iterancestors("sub-article", "response"):
+        for place in ("front-stub/permissions", "front/article-meta/permissions"):
+            if (permissions := part.find(place)) is not None:
+                return _licence(permissions, OWN_TERMS)
+    return licence
 
 
 def _caption(element) -> str:
@@ -283,16 +294,21 @@ def _cite(article, figures: list[Figure]) -> list[str]:
     return paragraphs
 
 
-def _add_citations(text: str, mentions, by_id: dict[str, Figure], paragraph: int) -> None:
-    for start, end in sentence_spans(text):
+def _add_citations(
+    text: str, mentions: list[Mention], by_id: dict[str, Figure], paragraph: int
+) -> None:
+    spans = list(sentence_spans(text))
+    starts = [mention.start for mention in mentions]  # ascending
+    # what stands between two sentences, a link without text, is of the first
+    cuts = [0, *(bisect_left(starts, start) for start, _ in spans[1:]), len(mentions)]
+    for (start, end), first, stop in zip(spans, cuts, cuts[1:], strict=False):
         panels: dict[str, list[str] | None] = {}
-        for mention in mentions:
-            if start <= mention.start < end:
-                known = panels.setdefault(mention.figure_id, [])
-                if known is None or not mention.panels:
-                    panels[mention.figure_id] = None  # the whole figure
-                else:
-                    known += mention.panels
+        for mention in mentions[first:stop]:
+            known = panels.setdefault(mention.figure_id, [])
+            if known is None or not mention.panels:
+                panels[mention.figure_id] = None  # the whole figure
+            else:
+                known += mention.panels
         for figure_id, letters in panels.items():
             by_id[figure_id].citations.append(
                 Citation(

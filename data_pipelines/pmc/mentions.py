@@ -5,6 +5,7 @@ resolved by the figures' labels. "Supplementary Fig. 3" is another figure than "
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,18 +17,29 @@ _HEAD = re.compile(r"[Ff](?<!\w.)[Ii][Gg](?P<plural>s|ures|S|URES)?(?:ure|URE)?\
 _FAMILY_BEFORE = re.compile(_FAMILY + "$", re.IGNORECASE)
 _FAMILIES = ("supp", "extend", "addit", "append")  # spares most the search for one
 _LETTERS = r"[A-Za-z](?![A-Za-z0-9’'])"
+_PANEL_A = r"A(?![A-Za-z0-9’'])(?!\s+(?!and\b|or\b|to\b|through\b)[a-z])"  # not "A clear line"
 _RANGE = re.compile(r"\s*(?:-|–|—|−|\bto\b|\bthrough\b)\s*")
 _LIST = re.compile(r"\s*(?:[,;/&]\s*(?:and\b|&)?|\band\b|\bor\b)\s*")
 _NUMBER = re.compile(r"(?P<number>[A-Z]?\d+(?:\.\d+)?)")
-_PANELS_OPEN = re.compile(  # "(a, b)", " A", ", panels a and b", or a letter at once
-    rf"\s?\(\s*(?={_LETTERS}\s*[,)–&-])|,?\s?\(?panels?\s(?={_LETTERS})"
-    rf"|\s?(?=[A-HJ-Z](?![A-Za-z0-9’']))|(?={_LETTERS})"
+_PANELS_OPEN = re.compile(  # "(a, b)", ", panels a and b", a letter at once, " B", " a-c"
+    rf"\s?\(\s*(?={_LETTERS}\s*[,)–&-])|,?\s?\(?panels?\s(?={_LETTERS})|(?={_LETTERS})"
+    rf"|\s(?=[B-HJ-Z](?![A-Za-z0-9’'])|{_PANEL_A})"
+    rf"|\s(?=[a-z](?:\s?[–—-]\s?|,\s?){_LETTERS}|[a-z]\s?[)\];])"
 )
+_RUN = re.compile(r"(?:[A-H]{2,8}|[a-h]{2,8})(?![A-Za-z0-9’'])")  # "4AB"
 _LETTER = re.compile(_LETTERS)
 _LABEL = re.compile(
     rf"^\W*{_FAMILY}fig(?:ure|\.)?s?\.?\s*(?P<number>[A-Z]?\d+(?:\.\d+)?)\W*$", re.IGNORECASE
 )
 _ELSEWHERE = re.compile(r"[A-Z]?[),]?\s*(?:of|in|from)\s+(?:\[|ref\b|reference|[A-Z]\w+ et al)")
+_PART = re.compile(  # eLife's: another figure or file than the one it is a part of
+    r"\s*[-–—]\s*(?:figure supplement|source (?:data|code)|video|animation)", re.IGNORECASE
+)
+# After "Fig. 2 and 3" or "Fig. 2 – 5": then it is no "3 patients", no "5 mg".
+_NO_COUNT = re.compile(
+    r"\s*(?:$|[),.;:\]]|(?:and|show|illustrat|depict|present|demonstrat|display|indicat|summari"
+    r"|respectively|are|were|is|also|have|below|above)[a-z]*\b)"
+)
 _FOLLOWS = re.compile(r"\s*(?:figs?\.?|figures?)?\s*", re.IGNORECASE)
 
 
@@ -82,11 +94,12 @@ def find_mentions(
 
     Args:
       text: one paragraph.
-      links: (start, end, figure ids) of what the article links in it.
+      links: (start, end, figure ids) of what the article links in it, in order, not overlapping.
       by_label: label_key -> figure id.
     """
     mentions: list[Mention] = []
     used: set[int] = set()
+    starts, ends = [link[0] for link in links], [link[1] for link in links]
     for head in _HEAD.finditer(text):
         items = _items(text, head)
         before_head = text[max(0, head.start() - 16) : head.start()]
@@ -94,14 +107,10 @@ def find_mentions(
         family = _FAMILY_BEFORE.search(before_head)["family"] if is_other else None
         before = ""
         for item in items:
-            linked = [
-                i
-                for i, (start, end, _) in enumerate(links)
-                if start < item.end and item.start < end
-            ]
+            linked = range(bisect_right(ends, item.start), bisect_left(starts, item.end))
             used.update(linked)
             ids = [figure for i in linked for figure in links[i][2]]
-            if not ids and not _ELSEWHERE.match(text, item.end):
+            if not ids and not _ELSEWHERE.match(text, item.end) and not _PART.match(text, item.end):
                 ids = [by_label.get(_key(family, item.number), "")]
             if item.is_range_end:
                 ids = _between(family, before, item.number, by_label) + ids
@@ -120,26 +129,34 @@ def find_mentions(
 def _items(text: str, head: re.Match) -> list[_Item]:
     """The numbers after "Figs", with their panels."""
     items: list[_Item] = []
-    position, is_range = head.end(), False
+    position, is_range, is_doubtful = head.end(), False, False
     many = bool(head["plural"])
     while found := _NUMBER.match(text, position):
         panels, end = _panels(text, found.end())
+        if is_doubtful and not panels and not _NO_COUNT.match(text, end):
+            break
         last = items[-1] if items else None
         if is_range and last and last.number == found["number"] and last.panels and panels:
             between = range(ord(last.panels[-1]) + 1, ord(panels[0]))  # "2B–2F"
             panels = (*map(chr, between), *panels)
         items.append(_Item(found["number"], panels, found.start(), end, is_range))
         many = many or bool(panels)
-        separator = _RANGE.match(text, end) or (_LIST.match(text, end) if many else None)
-        if not separator:
+        separator = (not is_range and _RANGE.match(text, end)) or _LIST.match(text, end)
+        if not separator or (not many and separator[0].lstrip()[0] in ",;/"):
             break
         is_range = separator.re is _RANGE
-        position = _FOLLOWS.match(text, separator.end()).end()
+        is_doubtful = not many and " " in separator[0]
+        position = separator.end()
+        if is_range:  # in a list "Fig." begins anew
+            position = _FOLLOWS.match(text, position).end()
     return items
 
 
 def _panels(text: str, position: int) -> tuple[tuple[str, ...], int]:
     """The panel letters from `position`, and where they end: "A, B and D–F" -> A B D E F."""
+    run = _RUN.match(text, position)
+    if run and list(run[0]) == sorted(set(run[0])):
+        return tuple(run[0].upper()), run.end()
     opening = _PANELS_OPEN.match(text, position)
     if not opening:
         return (), position

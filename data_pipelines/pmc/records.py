@@ -14,14 +14,14 @@ from data_pipelines.captions import (
 )
 from data_pipelines.images import PreparedImage, prepare_image, prepare_pixels
 from data_pipelines.panel_labels import rapidocr_reader
-from data_pipelines.panels import Box, Panel
+from data_pipelines.panels import Box, Detector, Panel, find_panels
 from data_pipelines.pmc.articles import Source
 from data_pipelines.pmc.context import ContextOptions, Summary, references, summarise
 from data_pipelines.pmc.jats import Article, Figure, XmlError, parse_article
 from data_pipelines.pmc.licence import licence_group
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.signals import signals
-from jaxclip.data.image import ImageError, decode_image
+from jaxclip.data.image import ImageError, converted_from, decode_image
 from jaxclip.data.record import Drop, Example, Record, split_of
 
 Item = Example | Drop | collections.Counter
@@ -37,6 +37,8 @@ class _Made:
     figure: Figure
     figure_id: str
     summary: Summary
+    detector: Detector
+    converted_from: str = ""  # see image.converted_from
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -52,7 +54,11 @@ class _Part:
 
 
 def article_items(
-    options: PmcOptions, context: ContextOptions, cache: str, source: Source
+    options: PmcOptions,
+    context: ContextOptions,
+    cache: str,
+    source: Source,
+    detector: Detector = find_panels,
 ) -> Iterator[Item]:
     """The records and drops of one article, and what was counted on the way."""
     try:
@@ -75,7 +81,7 @@ def article_items(
         for number, names in enumerate(figure.graphics, start=1):
             yield collections.Counter({"images named": 1})
             figure_id = figure.figure_id if number == 1 else f"{figure.figure_id} image {number}"
-            made_of = _Made(options, context, article, figure, figure_id, summary)
+            made_of = _Made(options, context, article, figure, figure_id, summary, detector)
             yield from _image_items(made_of, source, names)
 
 
@@ -99,10 +105,13 @@ def _image_items(made_of: "_Made", source: Source, names: list[str]) -> Iterator
     try:
         data = source.folder.read(file)
         pixels_HW3 = decode_image(data)
+        made_of.converted_from = converted_from(data)
     except ImageError as error:
         yield Drop(item=item, reason=error.reason, detail=error.detail)
         return
-    for part in _parts(made_of.options, data, pixels_HW3, made_of.figure, item):
+    if made_of.converted_from:
+        yield collections.Counter({f"images converted from {made_of.converted_from}": 1})
+    for part in _parts(made_of, data, pixels_HW3, item):
         if isinstance(part, Drop):
             yield part
             continue
@@ -110,13 +119,12 @@ def _image_items(made_of: "_Made", source: Source, names: list[str]) -> Iterator
         yield _example(made_of, part)
 
 
-def _parts(
-    options: PmcOptions, data: bytes, pixels_HW3, figure: Figure, item: str
-) -> Iterator["_Part | Drop"]:
+def _parts(made_of: _Made, data: bytes, pixels_HW3, item: str) -> Iterator["_Part | Drop"]:
     """The whole figure, its panels, or both."""
+    options, figure = made_of.options, made_of.figure
     split = split_caption(figure.caption)
     reader = rapidocr_reader() if options.read_labels else None
-    panels = panels_of_caption(pixels_HW3, split, reader)
+    panels = panels_of_caption(pixels_HW3, split, reader, made_of.detector)
     alignments = align(panels, split)
     is_compound = len(panels) > 1
     if not is_compound or options.panels != "panels":
@@ -181,6 +189,7 @@ def _example(made_of: "_Made", part: _Part) -> Example:
     columns: dict[str, Any] = {
         "original_width": part.image.original_width,
         "original_height": part.image.original_height,
+        "converted_from": made_of.converted_from,
         "figure_label": figure.label,
         "panel_label": ",".join(part.labels),
         "panel_box": list(part.box),

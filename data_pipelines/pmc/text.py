@@ -8,15 +8,24 @@ apart by a space. Figures, tables and images inside a paragraph are not its text
 
 import html
 import re
+import string
 import unicodedata
 
 from lxml import etree
 
+from data_pipelines.caption_markers import ROMANS
+
 INLINE = {"italic", "bold", "sub", "ext-link", "named-content", "styled-content", "sc", "underline"}
-BLOCKS = {"p", "title", "subtitle", "list", "list-item", "def-list", "def-item", "disp-quote"}
+BLOCKS = {"p", "title", "subtitle", "list-item", "def-list", "def-item", "disp-quote"}
 BLOCKS |= {"disp-formula", "break", "caption", "sec", "tr", "td", "th", "term", "def", "boxed-text"}
 SKIPPED = {"fig", "fig-group", "table-wrap", "graphic", "inline-graphic", "media", "alt-text"}
 SKIPPED |= {"long-desc", "object-id", "supplementary-material", "fn", "annotation", "index-term"}
+LIST_LABELS = {
+    "alpha-lower": [f"({letter})" for letter in string.ascii_lowercase],
+    "alpha-upper": [f"({letter})" for letter in string.ascii_uppercase],
+    "roman-lower": [f"({roman})" for roman in ROMANS],
+    "roman-upper": [f"({roman.upper()})" for roman in ROMANS],
+}
 RELATIONS = {*"=<>≤≥≈±×+−-→"}  # operators with a space on both sides
 OPEN, MIDDLE, CLOSE = (
     "\ufdd0",
@@ -107,12 +116,25 @@ def _child(child, parts: list[str], xrefs: list | None) -> None:
         before, after = (" " if edge.isspace() else "" for edge in (text[:1], text[-1:]))
         text = text_of(child) if len(child) else text.strip()
         parts.append(f"{before}{OPEN}{len(xrefs) - 1}{MIDDLE}{text}{CLOSE}{after}")
+    elif name == "list":
+        _list(child, parts, xrefs)
     elif name in BLOCKS:
         parts.append(" ")
         _inside(child, parts, xrefs)
         parts.append(" ")
     else:
         _inside(child, parts, xrefs)
+
+
+def _list(element, parts: list[str], xrefs: list | None) -> None:
+    """Its items, with the labels that a reader sees where the XML leaves them to its style."""
+    labels = iter(LIST_LABELS.get(element.get("list-type", ""), ()))
+    for child in element:
+        parts.append(" ")
+        if local_name(child) == "list-item" and child.find("label") is None:
+            parts.append(next(labels, ""))
+        _child(child, parts, xrefs)
+        parts.append(" ")
 
 
 def _raised(sup, parts: list[str], xrefs: list | None) -> None:

@@ -6,16 +6,19 @@ Draws studies from known laws, with the noise of seeds and of items that are har
 puts each through what experiments.report does. `off` is the median of |estimate / truth - 1|,
 `bias` the mean of log(estimate / truth), `width` the median of high / low of intervals with two
 ends; `bounds` is the share of intervals with one end. The truth is that of the place quoted.
+`enough` is how often the interval of the pairs that are enough (experiments.budgets) holds them.
 """
 
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import optimize
 
 from data_pipelines.options import option, run
+from experiments import budgets
 from experiments.benchmarks.simulated_study import (
     METRIC,
     Simulated,
@@ -26,10 +29,23 @@ from experiments.benchmarks.simulated_study import (
 )  # fmt: skip
 from experiments.ensemble import REPLICATES, fit_many
 from experiments.means import Items
-from experiments.scaling import ExchangeRate, design_of, read_off
+from experiments.scaling import Analysis, ExchangeRate, design_of, read_off
 from experiments.tables import Row, Scores, mean_log_error
 
 TOGETHER = 50  # studies fitted at once
+
+
+def repeated(pairs, samples, decay: float = 15.0):
+    """Muennighoff et al. 2023, eq. 5; see laws.effective_pairs."""
+    repeats = np.maximum(samples / pairs - 1, 0)
+    return np.minimum(pairs, samples) * (1 + decay * (1 - np.exp(-repeats / decay)))
+
+
+def of_repeated(worth: float, unit: float = 5e6) -> Truth:
+    """0.5 where so many pairs' worth of data was seen; the floor is 0.2."""
+    return lambda pairs, samples: 0.2 + 0.3 * (worth * repeated(pairs, samples) / unit) ** -0.35
+
+
 CASES = {
     "one_shape": Simulated(
         truth={"A": floored(0.5, 0.35, 0.2), "B": floored(0.5, 0.35, 0.2, worth=0.5)},
@@ -69,18 +85,18 @@ CASES |= {
     ),
     "samples_vary": Simulated(
         truth={
-            "A": lambda n, s: 0.2 + 0.3 * (repeated(n, s) / 1e4) ** -0.35,
-            "B": lambda n, s: 0.2 + 0.3 * (0.5 * repeated(n, s) / 1e4) ** -0.35,
+            "A": of_repeated(1, unit=1e4), "B": of_repeated(0.5, unit=1e4),
         },
         pairs=(2_500, 5_000, 10_000, 20_000), samples=(50_000, 200_000, 800_000),
     ),
+    # experiments/quality_vs_scale: fixed samples and fixed epochs of three sources, as far as each
+    # goes
+    "quality_vs_scale": Simulated(
+        truth={name: of_repeated(worth) for name, worth in (("A", 1), ("B", 0.7), ("C", 0.4))},
+        pairs=(100_000, 300_000, 1_000_000), larger={"A": (1_600_000,), "C": (5_000_000,)},
+        samples=(112_000_000,), epochs=32,
+    ),
 }  # fmt: skip
-
-
-def repeated(pairs, samples, decay: float = 15.0):
-    """Muennighoff et al. 2023, eq. 5; see laws.effective_pairs."""
-    repeats = np.maximum(samples / pairs - 1, 0)
-    return np.minimum(pairs, samples) * (1 + decay * (1 - np.exp(-repeats / decay)))
 
 
 def true_rate(reference: Truth, source: Truth, pairs: float, samples: float) -> float:
@@ -101,7 +117,7 @@ def measured(simulated: Simulated, seed: int) -> tuple[list[Row], Scores]:
     wrong_RI, group_I = simulated.wrong(simulated.errors(rng), rng)
     runs = [
         {"run_id": f"{place}", "source": place[0], "unique_pairs": place[1],
-         "samples_seen": place[2], "seed": place[3]}
+         "samples_seen": place[2], "seed": place[3], "flops": 1e9 * place[2]}
         for place in simulated.grid()
     ]  # fmt: skip
     return runs, Scores(
@@ -114,20 +130,44 @@ def measured(simulated: Simulated, seed: int) -> tuple[list[Row], Scores]:
 def draws(
     simulated: Simulated, count: int, replicates: int = REPLICATES
 ) -> list[tuple[ExchangeRate, float]]:
-    """(the rate quoted, the truth there) of so many studies."""
-    (first, reference), (_, source) = simulated.truth.items()
-    found = []
+    """(the rate quoted, the truth there) of every source but the first, of so many studies."""
+    return [
+        pair for analysis in analyses(simulated, count, replicates)
+        for pair in rates(simulated, analysis)
+    ]  # fmt: skip
+
+
+def analyses(simulated: Simulated, count: int, replicates: int) -> Iterator[Analysis]:
+    first = next(iter(simulated.truth))
     for start in range(0, count, TOGETHER):
         studies = [measured(simulated, seed) for seed in range(start, min(start + TOGETHER, count))]
         places = [design_of(runs, scores, first) for runs, scores in studies]
         means = [mean_log_error(s, c) for (_, s), (_, c) in zip(studies, places, strict=True)]
-        for ensemble, (runs, scores) in zip(
-            fit_many(places[0][0], means, replicates=replicates, seed=start), studies, strict=True
-        ):
-            analysis = read_off(ensemble, runs, scores, {})
-            quoted = analysis.exchanges[0].quoted
-            found.append((quoted, true_rate(reference, source, quoted.pairs, analysis.samples)))
+        fitted = fit_many(places[0][0], means, replicates=replicates, seed=start)
+        for ensemble, (runs, scores) in zip(fitted, studies, strict=True):
+            yield read_off(ensemble, runs, scores, {})
+
+
+def rates(simulated: Simulated, analysis: Analysis) -> list[tuple[ExchangeRate, float]]:
+    found = []
+    for rate in (exchange.quoted for exchange in analysis.exchanges):
+        truths = (simulated.truth[name] for name in (rate.reference, rate.source))
+        found.append((rate, true_rate(*truths, rate.pairs, analysis.samples)))
     return found
+
+
+def enough_held(simulated: Simulated, analysis: Analysis) -> list[bool]:
+    """Whether the interval of the pairs that are enough holds the truth, at each budget that has
+    one."""
+    held = []
+    for choice in budgets.choose(analysis):
+        truth, (_, low, high) = simulated.truth[choice.source], choice.enough
+        wanted = budgets.ENOUGH * truth(np.float64(choice.pairs), choice.samples)
+        if low > 0 and truth(np.float64(min(simulated.pairs)), choice.samples) > wanted:
+            held.append(
+                truth(np.float64(high), choice.samples) <= wanted <= truth(low, choice.samples)
+            )
+    return held
 
 
 def summary(found: list[tuple[ExchangeRate, float]]) -> dict[str, float]:
@@ -152,16 +192,21 @@ class CoverageOptions:
 
 
 def main(options: CoverageOptions) -> None:
-    print(f"{'case':24}{'coverage':>9}{'off':>8}{'bias':>9}{'width':>8}{'bounds':>8}{'s':>7}")
+    print(
+        f"{'case':24}{'coverage':>9}{'off':>8}{'bias':>9}{'width':>8}{'bounds':>8}"
+        f"{'enough':>8}{'s':>7}"
+    )
     for name in options.cases:
         if name not in CASES:
             raise ValueError(f"cases ({name}) must be of {', '.join(CASES)}.")
         start = time.process_time()
-        found = draws(CASES[name], options.draws, options.replicates)
-        s = summary(found)
+        done = list(analyses(CASES[name], options.draws, options.replicates))
+        s = summary([pair for analysis in done for pair in rates(CASES[name], analysis)])
+        held = [held for analysis in done for held in enough_held(CASES[name], analysis)]
+        enough = np.mean(held) if held else math.nan
         print(
             f"{name:24}{s['coverage']:9.1%}{s['off']:8.1%}{s['bias']:+9.3f}{s['width']:8.2f}"
-            f"{s['bounds']:8.1%}{time.process_time() - start:7.0f}",
+            f"{s['bounds']:8.1%}{enough:8.1%}{time.process_time() - start:7.0f}",
             flush=True,
         )
 

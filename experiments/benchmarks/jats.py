@@ -9,7 +9,9 @@ with all_paragraph=True (by default it leaves out what cites no literature, but 
 The two take turns article by article, files in memory's cache, CPU seconds of this one process. An
 article at which pubmed_parser fails counts with the time until then.
 
-No figure may be lost: those of parse_article are counted against lxml's own <fig> elements.
+No figure may be lost: of every article that is read, those of parse_article are at least lxml's own
+<fig> elements (a <fig-group> with an image of its own is one more), or this ends with an error; and
+so it does where an article is not read.
 """
 
 import collections
@@ -23,7 +25,7 @@ import time
 from absl import flags
 from lxml import etree
 
-from data_pipelines.pmc.articles import open_articles
+from data_pipelines.pmc.articles import Folder, open_articles
 from data_pipelines.pmc.jats import XmlError, parse_article
 from jaxclip import command
 from jaxclip.data.record import Drop
@@ -40,7 +42,7 @@ def main(_) -> None:
     folder, _, name = os.path.abspath(ARCHIVE.value).rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "article.xml")
-        for source in open_articles(folder, name):
+        for source in open_articles(Folder(folder), name):
             if isinstance(source, Drop):
                 raise ValueError(f"archive: {source.reason}: {source.detail}")
             with open(path, "wb") as file:
@@ -58,6 +60,7 @@ def compare(path: str, seconds: collections.Counter, counts: collections.Counter
     import pubmed_parser
 
     counts["articles"] += 1
+    parsed = None
     runs = [ours, *(getattr(pubmed_parser, name) for name in THEIRS)]
     for run in runs if counts["articles"] % 2 else runs[::-1]:
         start = time.process_time()
@@ -73,8 +76,13 @@ def compare(path: str, seconds: collections.Counter, counts: collections.Counter
             counts["figures cited"] += sum(bool(figure.citations) for figure in result.figures)
             counts["figures with a caption"] += sum(bool(f.caption) for f in result.figures)
             counts["damaged"] += result.is_damaged
+            parsed = result
     tree = etree.parse(path, etree.XMLParser(recover=True, load_dtd=False, no_network=True))
-    counts["<fig> elements"] += sum(1 for _ in tree.iter("fig"))
+    elements = sum(1 for _ in tree.iter("fig"))
+    counts["<fig> elements"] += elements
+    if parsed is None or len(parsed.figures) < elements:
+        found = "nothing" if parsed is None else f"{len(parsed.figures)} figures"
+        raise AssertionError(f"article {counts['articles']}: {found} of {elements} <fig> elements")
 
 
 def ours(path: str):

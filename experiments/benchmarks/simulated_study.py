@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,8 @@ class Simulated:
     truth: dict[str, Truth]  # the first is the reference
     pairs: Sequence[int]
     samples: Sequence[int] = (1_000_000,)
+    larger: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)  # more pairs
+    epochs: float = 0  # each of `pairs` is trained for so many passes, too; 0: it is not
     seeds: int = 3
     noise: float = 0.01  # standard deviation of log error over seeds, at the smallest size
     noise_at_largest: float = 1.0  # times that
@@ -64,11 +66,14 @@ class Simulated:
 
     def grid(self) -> list[tuple[str, int, int, int]]:
         """(source, pairs, samples, seed) of every run."""
-        return [
-            (source, n, s, seed)
-            for source in self.truth for n in self.pairs for s in self.samples
-            for seed in range(self.seeds)
+        places = [
+            (source, n, s)
+            for source in self.truth
+            for n in (*self.pairs, *self.larger.get(source, ())) for s in self.samples
         ]  # fmt: skip
+        if self.epochs:
+            places += [(s, n, round(self.epochs * n)) for s in self.truth for n in self.pairs]
+        return [(*place, seed) for place in places for seed in range(self.seeds)]
 
     def errors(self, rng: np.random.Generator) -> np.ndarray:
         """Every run's expected error [R], with the noise of its seed."""

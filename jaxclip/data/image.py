@@ -1,41 +1,28 @@
-"""Images: hostile bytes -> uint8 pixels -> a crop of the model's size.
+"""Images: hostile bytes -> uint8 pixels (decode.py) -> a crop of the model's size.
 
 Shape letters: H height, W width, S the model's image size. Every array is uint8 RGB; normalisation
 to the model's mean and standard deviation happens on the device (models/clip.py).
 """
 
-import contextlib
 import dataclasses
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from jaxclip.data.decode import ImageError as ImageError
+from jaxclip.data.decode import converted_from as converted_from
+from jaxclip.data.decode import decode_image, image_size
+from jaxclip.data.decode import pillow_pixels as pillow_pixels
 from jaxclip.data.naflex import naflex_grid, naflex_patches
 
-MAX_PIXELS = 89_478_485  # Pillow's limit; a figure scanned at 600 dpi over A3 has 70 million
-PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
 RESIZE_MODES = ("center_crop", "squash")
 INTERPOLATIONS = ("bicubic", "area", "pillow_bicubic", "pillow_bilinear", "tf_bilinear")
 
 cv2.setNumThreads(1)  # the loader's threads are the parallelism
-
-
-class ImageError(ValueError):
-    """Bytes that are not a usable image; `reason` is a few words, the same for all of a kind."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self):
-        return type(self), (self.reason, self.detail)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -84,87 +71,6 @@ class ImageConfig:
         for field in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{name}.{field} ({getattr(self, field)}) must be in [0, 1].")
-
-
-def decode_image(data: bytes, *, reduction: int = 1) -> np.ndarray:
-    """Decodes JPEG, PNG, GIF (first frame), TIFF (first page), BMP or WebP.
-
-    Args:
-      data: encoded bytes from anywhere.
-      reduction: 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size, rounded up, by its
-        scaled inverse cosine transform; other formats and CMYK ignore it.
-    Returns:
-      uint8 RGB [H, W, 3]. Transparency becomes white; 16-bit grey keeps its upper 8 bits. The
-      orientation of EXIF is ignored, as in torchvision, open_clip and TensorFlow: of 1,100 figures
-      of PMC none has any.
-    Raises:
-      ImageError: not an image, cut short, more than MAX_PIXELS, of a format not listed.
-    """
-    with _only_image_errors(data):
-        if not _is_jpeg(data):
-            return _decode_with_pillow(data)
-        *size, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        height, width = map(int, size)
-        _check_pixels(height, width)
-        if colorspace not in ("YCbCr", "RGB", "Gray"):
-            return _decode_with_pillow(data)
-        return simplejpeg.decode_jpeg(
-            data, min_height=-(-height // reduction), min_width=-(-width // reduction)
-        )
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of what decode_image returns, from the header alone. Raises ImageError."""
-    with _only_image_errors(data):
-        if _is_jpeg(data):
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-            return int(height), int(width)
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-            return image.height, image.width
-
-
-@contextlib.contextmanager
-def _only_image_errors(data: bytes) -> Iterator[None]:
-    if not data:
-        raise ImageError("empty file")
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("not an image of a known format") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError("too many pixels", str(error)) from None
-    except Exception as error:  # Pillow has no list of what a damaged file may raise
-        kind = "JPEG" if _is_jpeg(data) else "image"
-        raise ImageError(f"unreadable {kind}", str(error)) from None
-
-
-def _is_jpeg(data: bytes) -> bool:
-    return data[:2] == b"\xff\xd8"
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ImageError("too many pixels", f"{width} x {height}, at most {MAX_PIXELS}")
-    if height < 1 or width < 1:
-        raise ImageError("no pixels", f"{width} x {height}")
-
-
-def _decode_with_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-        _check_pixels(image.height, image.width)
-        if image.mode == "F":
-            raise ImageError("floating-point pixels", "no range to map to 0..255")
-        if image.mode.startswith("I"):  # I;16, I;16B; I is 32 bits
-            grey_HW = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-            return np.repeat((grey_HW >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-        if image.mode in ("P", "PA", "LA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-        if image.mode == "RGBA":
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return np.asarray(image.convert("RGB"))
 
 
 def resize(pixels_HW3: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
@@ -217,17 +123,14 @@ def eval_image(data: bytes, config: ImageConfig) -> np.ndarray:
 
 def eval_pixels(pixels_HW3: np.ndarray, config: ImageConfig) -> np.ndarray:
     """eval_image for an image that is decoded, and at its full size."""
-    if config.naflex_patch_size:
-        height, width = target_size(pixels_HW3.shape[0], pixels_HW3.shape[1], config)
-        return resize(pixels_HW3, height, width, config.interpolation)
-    if config.resize == "center_crop" and config.interpolation.startswith("pillow"):
-        return _torchvision_center_crop(pixels_HW3, config)
-    if config.resize == "center_crop":
-        height, width = pixels_HW3.shape[:2]
+    height, width = pixels_HW3.shape[:2]
+    if config.resize == "center_crop" and not config.naflex_patch_size:
+        if config.interpolation.startswith("pillow"):
+            return _torchvision_center_crop(pixels_HW3, config)
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         pixels_HW3 = pixels_HW3[top : top + side, left : left + side]
-    return resize(pixels_HW3, config.size, config.size, config.interpolation)
+    return resize(pixels_HW3, *target_size(height, width, config), config.interpolation)
 
 
 def target_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -127,11 +128,13 @@ def hash64(text: str | bytes) -> int:
 
 
 def article_key(record: "Record") -> str:
-    """Names the record's article alike in all corpora; "" where the record does not say it.
+    """Names the record's article alike in all corpora; "" where the record does not say it."""
+    return same_article(record.article_id)
 
-    "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
-    """
-    name = record.article_id.strip().lower()
+
+def same_article(article_id: str) -> str:
+    """ "PMC123", "pmc123.1" (a version), "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a"."""
+    name = article_id.strip().lower()
     if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
         return pmcid[1]
     return re.sub(r"^(https?://(dx\.)?doi\.org/|doi: ?)", "", name)
@@ -166,11 +169,16 @@ def _metadata_row(example: Example, packed_bytes: int) -> dict[str, Any]:
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
-    """Writes a small file whole or not at all, also where two processes do so at once."""
+    """Writes a small file whole or not at all, also where two threads do so at once."""
     path = epath.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = epath.Path(temporary_name(path))
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     temporary.replace(path)
+
+
+def temporary_name(path: epath.PathLike) -> str:
+    """Beside `path`, and of this call only: several threads may be writing the same file."""
+    return f"{os.fspath(path)}.{uuid.uuid4().int}.tmp"
 
 
 def local_path(path: epath.PathLike) -> epath.Path:

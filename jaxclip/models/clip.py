@@ -37,8 +37,10 @@ class ClipConfig:
     embed_dim: int = 512
     image_projection: bool = True  # SigLIP's image tower has none: its width is embed_dim
     text_projection: str = "linear"  # TEXT_PROJECTIONS; mlp: two matrices (BiomedCLIP)
+    image_projection_bias: bool = False  # big_vision's has one, and so has a ResNet's, always
     projection_bias: bool = False  # of the text's linear one; SigLIP has one
-    dtype: str = "bfloat16"  # DTYPES: of the towers' matrix products; parameters stay float32
+    dtype: str = "bfloat16"  # DTYPES: of the towers' matrix products; parameters stay float32. GPUs
+    # and TPUs round the factors of float32 products, too, while training; jaxclip.load does not
     init_temperature: float = 0.07  # logits are divided by it; SigLIP 0.1
     init_logit_bias: float = 0.0  # SigLIP -10; only the sigmoid loss has one
 
@@ -123,7 +125,7 @@ def _projection(config: ClipConfig, tower: str) -> nn.Module | None:
     dtype = DTYPES[config.dtype]
     if tower == "image":
         # a ResNet's is the output matrix of its attention pooling
-        has_bias = isinstance(config.image, ResNetConfig)
+        has_bias = isinstance(config.image, ResNetConfig) or config.image_projection_bias
         is_there = config.image_projection
         return dense(config.embed_dim, "projection", dtype, has_bias) if is_there else None
     if config.text_projection == "mlp":

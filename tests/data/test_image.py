@@ -14,10 +14,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from jaxclip.data import decode
 from jaxclip.data import image as image_module
 from jaxclip.data.image import (
     ImageConfig,
     ImageError,
+    converted_from,
     decode_image,
     eval_image,
     eval_pixels,
@@ -137,9 +139,52 @@ def test_16_bit_grey_keeps_its_upper_bits(fmt, dtype):
     assert np.array_equal(decode_image(data), np.repeat(np.array(expected)[..., None], 3, -1))
 
 
-def test_32_bit_grey_is_clipped_to_16():
-    data = encode(np.array([[-5, 0x1234, 70_000]], np.int32), "TIFF")
-    assert decode_image(data)[0, :, 0].tolist() == [0, 0x12, 0xFF]
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("fmt,dtype", [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", "<i4")])
+def test_grey_of_few_bits_in_many_is_not_black(fmt, dtype, bits):
+    """12-bit grey in a file of 16 or 32 bits: white is white, and black is black."""
+    grey = np.array([[0, 1 << (bits - 1), (1 << bits) - 1]], dtype)
+    assert decode_image(encode(grey, fmt))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_a_deep_tiff_in_which_white_is_zero_is_no_negative():
+    data = encode(np.array([[0, 4095]], "<u2"), "TIFF", tiffinfo={262: 0})
+    assert Image.open(io.BytesIO(data)).tag_v2[262] == 0
+    assert decode_image(data)[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16", "CMYK"])
+def test_strips_are_put_together(mode, monkeypatch):
+    image = Image.fromarray(texture(50, 30))
+    image = (
+        Image.fromarray(np.asarray(image.convert("I")).astype("<u2") * 200)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
+    data = encode(image, "TIFF" if mode == "CMYK" else "PNG")
+    whole = decode_image(data)
+    monkeypatch.setattr(decode, "BAND_PIXELS", 210)  # 7 rows
+    assert np.array_equal(decode_image(data), whole)
+
+
+def test_what_is_converted_is_told():
+    rgb = Image.fromarray(texture(8, 8))
+    deep = encode(np.zeros((8, 8), np.uint16), "PNG")
+    colour16 = deep.replace(deep[24:26], b"\x10\x02")  # IHDR: 16 bits, RGB
+    colour16 = colour16[:29] + struct.pack(">I", zlib.crc32(colour16[12:29])) + colour16[33:]
+    expected = {
+        "": [encode(rgb, "JPEG"), encode(rgb, "PNG"), encode(rgb.convert("L"), "JPEG")],
+        "CMYK": [encode(rgb.convert("CMYK"), "JPEG"), encode(rgb.convert("CMYK"), "TIFF")],
+        "16-bit grey": [deep],
+        "16-bit colour": [colour16],
+        "32-bit grey": [encode(np.zeros((8, 8), np.int32), "TIFF")],
+        "transparency": [
+            encode(rgb.convert("RGBA"), "PNG"),
+            encode(rgb, "PNG", transparency=(1, 2, 3)),
+        ],
+    }
+    for kind, files in expected.items():
+        assert [converted_from(data) for data in files] == [kind] * len(files)
 
 
 def test_transparent_becomes_white():
@@ -207,6 +252,14 @@ HOSTILE = {
     "JPEG of 4 gigapixels": (jpeg_of_size(65_000, 65_000), "too many pixels"),
     "JPEG of 64 megapixels without data": (jpeg_of_size(8_000, 8_000), "unreadable JPEG"),
     "float TIFF": (encode(np.ones((4, 4), np.float32), "TIFF"), "floating-point pixels"),
+    "TIFF of Hounsfield units": (
+        encode(np.array([[-1000, 1000]], np.int32), "TIFF"),
+        "unknown range",
+    ),
+    "TIFF of more than 16 bits": (
+        encode(np.array([[0, 70_000]], np.int32), "TIFF"),
+        "unknown range",
+    ),
     "EPS": (encode(texture(20, 20), "EPS"), "not an image of a known format"),
     "PSD": (b"8BPS\x00\x01" + bytes(100), "not an image of a known format"),
     "PDF": (b"%PDF-1.4\n" + bytes(100), "not an image of a known format"),
@@ -231,7 +284,7 @@ def test_hostile_bytes_raise_only_image_errors(name, read, monkeypatch):
 
 @pytest.mark.parametrize("fmt", ["PNG", "GIF", "BMP", "WEBP", "JPEG"])
 def test_random_damage_raises_only_image_errors(fmt, monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 100_000)  # a damaged size may be large: slow
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100_000)  # a damaged size may be large: slow
     rng = np.random.default_rng(0)
     good = encode(texture(16, 24), fmt)
     failed = 0

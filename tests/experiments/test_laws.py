@@ -45,6 +45,20 @@ def test_m4_solves_its_implicit_equation():
         np.testing.assert_allclose(odds, told["A"] * n ** -told["alpha"], rtol=1e-5)
 
 
+def test_the_cells_that_were_trained_have_a_hull():
+    """Sizes of 10, 100 and 1,000 that saw 1,000 samples, and 10 epochs of the first two."""
+    pairs, samples = (np.array(x, float) for x in ([10, 100, 1e3, 10, 100], [1e3] * 3 + [1e2, 1e3]))
+    place = Design(
+        sources=("a",), source_C=np.zeros(5, int), pairs_C=pairs, samples_C=samples, worst=0.99,
+        knows_worst=True,
+    )  # fmt: skip
+    assert place.samples_ends(0) == (100, 1000)
+    assert place.pairs_within(0, 1000) == (10, 1000)
+    assert place.pairs_within(0, 100) == (10, 10)
+    # half-way in the log, the hull's edge from (10, 100) to (1000, 1000) is at 100
+    assert place.pairs_within(0, 10**2.5) == (10, 100)
+
+
 def test_shared_parameters_have_one_place():
     law = Law(form=form("power + floor"), shared=("alpha", "E"))
     assert law.index(3).tolist() == [[0, 3, 4], [1, 3, 4], [2, 3, 4]]

@@ -1,9 +1,11 @@
 """Means over seeds and items: literal cases, and the coverage of the interval."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from experiments.means import Items, average
+from experiments.means import Items, average, holm
 
 
 def test_a_literal_average():
@@ -68,3 +70,17 @@ def test_a_run_that_lies_apart_is_told():
 def test_one_seed_has_no_variance_of_seeds():
     means = average(np.array([1.0, 2.0]), np.array([0, 1]))
     assert np.isnan(means.seed_variance) and means.seed_df == 0
+
+
+def test_corrected_p_values():
+    """By hand: 3 x 0.01; 2 x 0.03; then 0.04, which may not be below the one before."""
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.6, np.nan, 0.9])), [1, np.nan, 1])
+
+
+def test_p_is_5_percent_where_the_interval_ends_at_zero():
+    means = average(np.array([1.0, 3.0, 10.0, 10.0]), np.array([0, 0, 1, 1]))
+    value, low, _ = means.interval(np.array([-1.0, 1.0]))
+    assert means.p_value(np.array([-1.0, 1.0])) == pytest.approx(0.0153, abs=2e-4)  # t of 2 at 8
+    ends = dataclasses.replace(means, value_C=np.array([low, value]))
+    assert ends.p_value(np.array([-1.0, 1.0])) == pytest.approx(0.05)

@@ -15,7 +15,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import report, tables
+from experiments import context, report, tables, variants, words
 from experiments.benchmarks import simulated_study
 from experiments.benchmarks.simulated_study import METRIC, SHOWN, SHOWN_ABOUT, TASK
 
@@ -82,6 +82,8 @@ def test_the_answer_comes_first_and_agrees_with_what_was_planted(studied):
     ]
     assert planted.count("agrees") == 2 and "does not agree" not in planted
     assert "at least 4" in planted
+    text = (studied / "report/report.md").read_text()
+    assert "1 of 2 variants told apart from their base" in text[: text.index("## ")]
 
 
 def test_nothing_is_loaded_and_names_are_text(studied):
@@ -102,7 +104,7 @@ def test_nothing_is_loaded_and_names_are_text(studied):
 
 def test_ablations_are_paired_with_their_base(studied):
     study = tables.read(studied)
-    same, third = sorted(tables.ablations(study, NAME), key=lambda a: -a.value)
+    same, third = sorted(variants.ablations(study, NAME), key=lambda a: -a.value)
     assert (same.variant, same.value, same.verdict) == (EVIL, 0.0, "not distinguished")
     value = {row["run_id"]: row["value"] for row in study.results}
     base = np.mean([value[f"clean-40000-1000000-{seed}"] for seed in range(3)])
@@ -172,7 +174,17 @@ def test_mistakes_are_named(studied, tmp_path):
     with pytest.raises(ValueError, match=r"have the mean 0[.][0-9]{4}, and its simulated"):
         report.write(copy)
     (copy / "items.parquet").unlink()
+    runs = pq.read_table(copy / "runs.parquet")
     results = pq.read_table(copy / "results.parquet")
+    waiting = pa.array(["waiting"] * len(runs))
+    place = runs.column_names.index("status")
+    pq.write_table(runs.set_column(place, "status", waiting), copy / "runs.parquet")
+    pq.write_table(results.slice(0, 0), copy / "results.parquet")
+    with pytest.raises(ValueError, match="runs.parquet has no finished run. Finish the sweep"):
+        report.write(copy)
+    pq.write_table(runs, copy / "runs.parquet")
+    with pytest.raises(ValueError, match=r"There are: none: nothing was scored"):
+        report.write(copy)
     pq.write_table(results.slice(1), copy / "results.parquet")
     with pytest.raises(ValueError, match="1 finished runs have no simulated/test/image_to_text"):
         report.write(copy)
@@ -213,6 +225,11 @@ def test_sets_of_runs_that_differ_otherwise_are_apart(tmp_path):
     add(tmp_path, "results", [result | at])
     page = Page(report.write(tmp_path, replicates=50))
     assert "The same with model small" in page.text
+    assert "Models at 1e15 FLOPs" in page.text and "told apart" in page.text
+    assert "pairs (model small)" in page.text  # its own table of tasks
+    answer = page.text[: page.text.index("Measured against planted")]
+    assert "on 40k pairs of clean does best" in answer
+    assert "; not told apart from it: " in answer  # the two models' runs are the same
     assert "Not every run was scored on simulated/test/lonely" in page.text
     found = tables.slices(tables.read(tmp_path).done)
     assert [(axes["model"], len(runs)) for axes, runs in found] == [("none", 27), ("small", 18)]
@@ -227,14 +244,14 @@ def test_cards_beside_the_data_are_linked(tmp_path, tiny_dataset):
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"data": {"path": [str(dataset)]}}))
     study = tables.read(tmp_path / "study")
-    assert report._cards(study) == [("clean", "../../data/clean/card.html")]
+    assert context.cards(study) == [("clean", "../../data/clean/card.html")]
     study.about["cards"] = {"clean": "https://example.org/card", "b": "file:///etc/passwd"}
-    assert report._cards(study) == [("clean", "https://example.org/card")]
+    assert context.cards(study) == [("clean", "https://example.org/card")]
 
 
 def test_numbers_as_people_write_them():
-    found = [report.number(x) for x in (1234567, 45000, 1500, 0.04567, 0, math.inf)]
-    assert found == ["1.23M", "45k", "1,500", "0.0457", "0", "∞"]
+    found = [words.number(x) for x in (1234567, 45000, 1500, 999.9999, 0.04567, 0, math.inf)]
+    assert found == ["1.23M", "45k", "1,500", "1,000", "0.0457", "0", "∞"]
 
 
 def test_a_browser_shows_it(studied, tmp_path):

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from experiments import conclusions
+from experiments import budgets, conclusions
 from experiments.benchmarks import exchange_rate
 from experiments.benchmarks.simulated_study import METRIC, Simulated, floored
 from experiments.ensemble import balanced
-from experiments.scaling import ExchangeRate, analyse, invert
+from experiments.scaling import ExchangeRate, _quoted, analyse, invert
 from experiments.tables import Scores
 
 
@@ -87,24 +87,55 @@ def test_curves_that_cross():
     assert (crossing.lower_below, crossing.lower_above) == (below, "b" if below == "a" else "a")
 
 
+def test_around_a_crossing_nothing_is_told_apart():
+    truth = {"a": floored(0.5, 0.6, 0.35), "b": floored(0.5, 0.3, 0.05)}
+    found = analysis(truth, (2_500, 5_000, 10_000, 20_000, 40_000), noise=0.01)
+    (crossing,) = found.crossings
+    assert 2_500 < crossing.low < crossing.pairs < crossing.high < 40_000
+    between = f"between {conclusions.number(crossing.low)} and {conclusions.number(crossing.high)}"
+    assert f"{between} pairs they are not told apart" in conclusions.crossing_text(crossing)
+
+
+def test_what_laws_disagree_about_is_in_the_variance():
+    """Two laws of half the weight: the variance between them is a quarter of their difference²."""
+    ensemble = analysis(THIRD, SIZES, noise=0.01).ensemble
+    pair = [
+        dataclasses.replace(f, weight=0.5, seeds_RQ=None, items_RQ=None)
+        for f in (ensemble.fitted[0], ensemble.fitted[-1])
+    ]
+    both = dataclasses.replace(ensemble, fitted=tuple(pair)).predict(0, [3e3, 3e4], 1e6)
+    each = [
+        dataclasses.replace(ensemble, fitted=(dataclasses.replace(f, weight=1.0),))
+        .predict(0, [3e3, 3e4], 1e6).value_X
+        for f in pair
+    ]  # fmt: skip
+    apart_X = each[0] - each[1]
+    assert np.abs(apart_X).max() > 0.01
+    for x in range(2):
+        assert both.variances(x) == pytest.approx([0, 0, apart_X[x] ** 2 / 4])
+    assert both.variances(0, 1)[2] == pytest.approx((apart_X[0] - apart_X[1]) ** 2 / 4)
+
+
 def test_samples_that_vary_make_a_law_of_repeated_data():
     truth = exchange_rate.CASES["samples_vary"].truth
     truth = {"a": truth["A"], "b": truth["B"]}
     found = analysis(truth, SIZES, samples=(50_000, 200_000, 800_000))
     assert found.ensemble.fitted[0].law.form.name == "repeated data"
     assert found.exchanges[0].quoted.value == pytest.approx(2, rel=0.03)
-    (near,) = conclusions.choose(found, [1e9 * 400_000])
+    (near,) = budgets.choose(found, [1e9 * 400_000])
     expected = truth["a"](np.float64(16_000), 400_000)
     assert near.source == "a" and near.error == pytest.approx(expected, rel=0.01)
     assert near.not_told_apart == ()
-    assert conclusions.choose(found, [1e9 * 1e8]) == []  # far beyond the samples seen
+    assert budgets.choose(found, [1e9 * 1e8]) == []  # far beyond the samples seen
 
 
 def test_choices_at_the_samples_seen():
-    (choice,) = conclusions.choose(analysis(THIRD, SIZES))
+    (choice,) = budgets.choose(analysis(THIRD, SIZES))
     assert (choice.flops, choice.source, choice.pairs) == (1e15, "a", 16_000)
     curve = THIRD["a"]
-    assert curve(choice.enough_pairs, 0) == pytest.approx(1.05 * curve(16_000, 0), rel=0.01)
+    enough, low, high = choice.enough
+    assert curve(enough, 0) == pytest.approx(1.05 * curve(16_000, 0), rel=0.01)
+    assert 0.9 * enough < low < enough < high < 1.1 * enough  # there is hardly any noise
 
 
 def test_one_seed_is_said_and_noise_is_taken_from_the_fit():
@@ -167,6 +198,48 @@ def test_rates_in_words(rate, text):
         source="b", reference="a", pairs=1e4, value=value, low=low, high=high, extrapolated=False
     )
     assert conclusions.rate_text(found) == text
+
+
+def rate(low: float, high: float, value: float = math.nan, pairs: float = 1e4) -> ExchangeRate:
+    return ExchangeRate(
+        source="b", reference="a", pairs=pairs, value=value, low=low, high=high, extrapolated=False
+    )
+
+
+@pytest.mark.parametrize(
+    "measured, planted, verdict",
+    [
+        (rate(5, 7, 6), (6, 6), "agrees"),
+        (rate(5, 7, 6), (8, 8), "does not agree"),
+        (rate(0, math.inf), (6, 6), "not concluded"),
+        (rate(0, math.inf, 6), (8, math.inf), "not concluded"),
+        (rate(4.44, math.inf), (6, 6), "not contradicted"),
+        (rate(7, math.inf), (6, 6), "does not agree"),
+        (rate(9, math.inf), (8, math.inf), "agrees"),  # what is above 9 is above 8
+        (rate(4.44, math.inf), (8, math.inf), "not contradicted"),
+        (rate(0, 7), (8, math.inf), "does not agree"),
+        (rate(0, 9), (8, math.inf), "not contradicted"),
+        (rate(0, 0.5), (0, 1), "agrees"),
+        (rate(9, 12, 10), (8, math.inf), "agrees"),
+    ],
+)
+def test_what_is_not_known_does_not_agree(measured, planted, verdict):
+    assert conclusions.agrees(measured, planted) == verdict
+
+
+@pytest.mark.parametrize(
+    "bounds, place",
+    [
+        ([(3, math.inf), (5, math.inf), (2, math.inf)], 0),  # not where it happens to be best
+        ([(0, 2), (0, 0.5), (0, 1)], 2),
+        ([(0, math.inf), (0, 0.5), (0, math.inf)], 2),
+        ([(0, math.inf), (5, math.inf), (2, math.inf)], 2),
+        ([(0, 1), (0, math.inf), (2, math.inf)], 0),
+    ],
+)
+def test_a_bound_is_quoted_at_an_end(bounds, place):
+    curve = [rate(*bound, pairs=10.0**p) for p, bound in enumerate(bounds)]
+    assert _quoted(curve).pairs == 10.0**place
 
 
 def test_the_interval_covers_and_the_estimate_is_near():

@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import sweep
-from experiments.collect import collect, skipped
+from experiments import report, sweep
+from experiments.collect import collect
 from experiments.sweep import SweepOptions, main
 from experiments.worker import read_status
-from tests.experiments.fake import fake_run
 from tests.xla import flags
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,7 +66,8 @@ def tables(workdir):
 
 
 def test_every_run_is_a_row_with_what_it_was(study):
-    _, workdir, _ = study
+    file, workdir, _ = study
+    dataset = Path(file.split(":")[1])
     runs, _, _ = tables(workdir)
     assert [(r["unique_pairs"], r["samples_seen"], r["epochs"]) for r in runs] == [
         (20, 48, 2.4), (40, 48, 1.2),
@@ -76,6 +76,8 @@ def test_every_run_is_a_row_with_what_it_was(study):
         assert row["status"] == "done" and row["seconds"] > 0 and row["flops"] > 0
         assert (row["contrastive_batch"], row["optimizer_batch"]) == (16, 16)
         assert row["overlap_share"] == 0.0  # every article of the tiny set is in one split
+        assert row["overlap_of"] == f"{dataset.name}/test"
+        assert json.loads(row["config"])["optimizer"]["peak_lr"] > 0
         assert row["command"].startswith("python -m jaxclip.train --config=configs/saved.py:")
         saved = json.loads((workdir / "runs" / row["run_id"] / "run.json").read_text())
         assert saved["datasets"] == [row["data_hash"]]
@@ -94,7 +96,27 @@ def test_items_average_to_the_results(study):
         assert np.mean([i["value"] for i in of_it]) == pytest.approx(row["value"], abs=1e-12)
         assert row["low"] <= row["value"] <= row["high"] and row["higher_is_better"]
         assert len({i["item"] for i in of_it}) == 6
+        if row["metric"].endswith("recall@1"):
+            assert row["chance"] == pytest.approx(1 / 6)  # of six, one is right
     assert {row["run_id"] for row in results} == {row["run_id"] for row in runs}
+
+
+def test_the_report_says_what_the_runs_scored(study, tmp_path):
+    """From the sweep's file to the page: the larger run's recall, and both runs' commands."""
+    file, workdir, _ = study
+    copy = shutil.copytree(workdir, tmp_path / "W", ignore=shutil.ignore_patterns("cache"))
+    metric = f"{Path(file.split(':')[1]).name}/test/image_to_text/recall@1"
+    page = report.write(copy, metric=metric, replicates=20)
+    text = page.with_name("report.md").read_text()
+    runs, results, _ = tables(workdir)
+    value = {r["run_id"]: r["value"] for r in results if f"{r['task']}/{r['metric']}" == metric}
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {metric} |")]
+    larger = next(run["run_id"] for run in runs if run["unique_pairs"] == 40)
+    assert row.split("|")[2].strip().startswith(f"{value[larger]:.3f}")
+    assert "tiny: 2 sizes fit a curve and cannot test it" in text
+    assert all(run["run_id"] in text and run["command"] in text for run in runs)
+    assert "How much quality is worth in scale cannot be concluded" in text  # there is one source
+    assert "| config |" not in text  # too long for a page; it is in the table
 
 
 def test_started_again_it_does_nothing_and_gives_the_same_tables(study, capsys):
@@ -190,12 +212,3 @@ def test_a_dataset_that_is_not_there_is_told_with_its_command(tmp_path):
     one.make_data = {str(tmp_path / "x"): "false"}
     with pytest.raises(ValueError, match="ended with code 1"):
         sweep.prepare_data(one, make_data=True)
-
-
-def test_what_was_skipped_is_told(tmp_path):
-    run_dirs = [fake_run(tmp_path, name, train="pass", test="pass") for name in "ab"]
-    for run_dir in run_dirs:
-        (run_dir / "evaluation" / "test").mkdir(parents=True)
-        said = {"skipped": ["BACH is not in D."]}
-        (run_dir / "evaluation" / "test" / "results.json").write_text(json.dumps(said))
-    assert skipped(run_dirs) == ["Skipped in 2 runs: BACH is not in D."]

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from experiments.progress import look
 from experiments.worker import EXIT_BUSY, Worker, claim, is_done, read_status
 from jaxclip.command import EXIT_PREEMPTED
 from tests.experiments.fake import fake_run, starts
@@ -57,7 +58,9 @@ def test_another_evaluation_is_missing_and_alone_is_done(tmp_path):
     Worker(run_dir)()
     fake_run(tmp_path, "a", train="pass", test="pass  # on another split")
     assert not is_done(run_dir)
+    assert read_status(run_dir)["state"] == "done" and look(run_dir).state == "waiting"
     Worker(run_dir)()
+    assert look(run_dir).state == "done"
     assert (starts(run_dir, "train"), starts(run_dir, "test")) == (1, 2)
 
 

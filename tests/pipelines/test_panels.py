@@ -11,6 +11,7 @@ import pytest
 from data_pipelines.captions import align, panels_of_caption, split_caption
 from data_pipelines.panel_labels import Letter, rapidocr_reader, read_labels
 from data_pipelines.panels import Panel, find_panels, reading_order
+from data_pipelines.signals import compound_probability
 from data_pipelines.synthetic_captions import Facts
 from data_pipelines.synthetic_figures import draw
 from experiments.benchmarks import panels as benchmark
@@ -99,6 +100,14 @@ def test_one_panel_stays_whole(make):
     assert panel.box == (0, 0, 430, 330) and panel.score > 0.5
 
 
+def test_a_gutter_that_was_not_enough_leaves_a_doubt():
+    """Beside a picture a strip too narrow for a panel: 8 % of the width, where 9 % is the least."""
+    (sure,) = find_panels(page(330, 430, [(15, 15, 415, 315)]))
+    (unsure,) = find_panels(page(330, 430, [(5, 15, 365, 315), (390, 15, 424, 315)]))
+    assert sure.score == 1 and 0.5 < unsure.score < 0.9
+    assert compound_probability([sure]) == 0 < compound_probability([unsure]) < 0.5
+
+
 def test_charts_are_parted_but_not_taken_apart():
     boxes = [(x, y, x + 280, y + 200) for y in (10, 240) for x in (10, 320)]
     found = found_boxes(page(450, 610, boxes, chart))
@@ -174,8 +183,8 @@ def test_figures_boxed_by_hand():
     alone, _ = benchmark.measure(benchmark.real(SHARED))
     find = benchmark.as_the_pipeline(SHARED, None)
     with_captions, _ = benchmark.measure(benchmark.real(SHARED), find)
-    assert alone["all"].f1 >= 0.70  # measured 0.745
-    assert with_captions["all"].f1 >= 0.82  # measured 0.856
+    assert alone["all"].f1 >= 0.74  # measured 0.745
+    assert with_captions["all"].f1 >= 0.85  # measured 0.856
 
 
 # --- Letters in the figure ---------------------------------------------------------------------

@@ -170,6 +170,16 @@ def test_accuracy_is_what_the_weights_say():
     assert right / len(gold) > measured["held_out_largest_class"] + 0.15
 
 
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    """Ten at 0.9, of which nine are right; ten at 0.6, of which four are."""
+    pytest.importorskip("sklearn")
+    from experiments.train_modality import calibration_error
+
+    confidence = np.repeat([0.9, 0.6], 10)
+    right = np.array([True] * 9 + [False] + [True] * 4 + [False] * 6)
+    assert calibration_error(confidence, right, num_bins=2) == pytest.approx((0 + 0.2) / 2)
+
+
 # --- All together ------------------------------------------------------------------------------
 
 

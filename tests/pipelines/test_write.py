@@ -285,6 +285,28 @@ def test_small_jpeg_keeps_its_bytes():
     assert prepare(data, short_side=32) == (data, 30, 20)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_what_comes_after_a_jpeg_is_not_kept(options):
+    """Zeros, or a second picture; a thumbnail in the first one's EXIF is not its end."""
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xd9" + encode(gradient(8, 8), "JPEG").decode("latin-1")
+    data = encode(gradient(20, 30), "JPEG", exif=exif, **options)
+    for tail in (b"", bytes(5000), encode(gradient(9, 9), "JPEG")):
+        assert prepare(data + tail, short_side=32) == (data, 30, 20)
+        assert prepare(data + tail, keep_original=True) == (data, 30, 20)
+
+
+def test_colours_of_printers_are_not_kept():
+    """A CMYK JPEG, which peers keep as it is, looks inverted in some programs."""
+    buffer = io.BytesIO()
+    Image.fromarray(gradient(20, 30)).convert("CMYK").save(buffer, "JPEG", quality=98)
+    for kept, kind in ((False, "JPEG"), (True, "PNG")):
+        image = prepare_image(buffer.getvalue(), keep_original=kept)
+        opened = Image.open(io.BytesIO(image.data))
+        assert (opened.mode, opened.format, image.converted_from) == ("RGB", kind, "CMYK")
+        assert np.abs(decode_image(image.data) - gradient(20, 30).astype(int)).mean() < 4
+
+
 def test_small_png_becomes_a_jpeg_and_is_not_enlarged():
     data, width, height = prepare(encode(gradient(20, 30)), short_side=32)
     assert (width, height) == (30, 20) and data[:2] == b"\xff\xd8"

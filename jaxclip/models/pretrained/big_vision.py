@@ -30,13 +30,14 @@ from jaxclip.models.text import TextConfig, siglip_text
 from jaxclip.models.vit import SIZES, ViTConfig
 
 IMAGE = ImageConfig(resize="squash", interpolation="tf_bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+# its resize_to_sequence antialiases, and keeps fractions: Pillow has the same filter, and rounds
+NAFLEX = dataclasses.replace(IMAGE, interpolation="pillow_bilinear")
 # by size of the vocabulary: usual file, pad token, its id
 TOKENIZERS = {
     32_000: ("c4_en", "</s>", 1),
     250_000: ("mc4", "</s>", 1),
     256_000: ("gemma", "<pad>", 0),
 }
-TEXT_POOLS = {"last": "last", "first": "first"}  # ours: big_vision's pool_type
 _BEFORE_2022 = (  # vit_jax: one counter for all modules of a block
     ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
     ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
@@ -63,17 +64,24 @@ def recognise(weights: Weights) -> Weights | None:
 
 
 def rules(
-    model: ClipConfig, *, towers=("image", "text"), scanned: tuple[str, ...] = (), old: bool = False
+    model: ClipConfig,
+    *,
+    towers: tuple[str, ...] = ("image", "text"),
+    has_bias: bool = True,
+    scanned: tuple[str, ...] = (),
+    old: bool = False,
 ) -> list[Rule]:
     """The table.
 
     Args:
+      has_bias: of the logits; two_towers has none where its loss is the softmax.
       scanned: the towers whose blocks are scanned.
       old: the class token is in the table of positions, too.
     """
     found = []
     if len(towers) == 2:
-        found = [shaped("logit_scale", "t", 0, 1), shaped("logit_bias", "b", 0, 1)]
+        found = [shaped("logit_scale", "t", 0, 1)]
+        found += [shaped("logit_bias", "b", 0, 1)] if has_bias else []
     if "image" in towers:
         assert isinstance(model.image, ViTConfig)
         positions = [shaped("position_embedding", "pos_embedding", 2, 3)]
@@ -93,6 +101,7 @@ def rules(
         found += prefix(image, "image/", "img/")
         if model.image_projection:
             found += [same("image/projection/kernel", "img/head/kernel")]
+            found += _dense_bias("image/projection", "img/head")
     if "text" in towers:
         text = [same("token_embedding/embedding", "Embed_0/embedding")]
         text += [shaped("position_embedding", "pos_embedding", 2, 3)]
@@ -201,10 +210,11 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
     if "image" in towers:
         fields["image"], size, old = _describe_image(weights, "image" in scanned)
         P = fields["image"].patch_size if fields["image"].naflex else 0
-        image = dataclasses.replace(IMAGE, size=size, naflex_patch_size=P)
+        image = dataclasses.replace(NAFLEX if P else IMAGE, size=size, naflex_patch_size=P)
         fields["image_projection"] = (
             "txt/Embed_0/embedding" in weights and "img/head/kernel" in weights
         )
+        fields["image_projection_bias"] = fields["image_projection"]
         fields["embed_dim"] = fields["image"].transformer.width
     tokenizer, vocab_size, pad_id = TokenizerConfig(), 1, 0
     if "text" in towers:
@@ -222,7 +232,10 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
             context_length=weights.shape("txt/pos_embedding")[1],
             pad=pad,
         )
-    model = ClipConfig(**fields, dtype="float32", init_temperature=0.1, init_logit_bias=-10.0)
+    has_bias = "b" in weights
+    if has_bias:
+        fields |= {"init_temperature": 0.1, "init_logit_bias": -10.0}
+    model = ClipConfig(**fields, dtype="float32")
     return Family(
         name="big_vision",
         model=model,
@@ -232,13 +245,13 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
         pad_id=pad_id,
         eos_id=1,
         weights=weights,
-        rules=rules(model, towers=towers, scanned=scanned, old=old),
+        rules=rules(model, towers=towers, has_bias=has_bias, scanned=scanned, old=old),
         towers=towers,
-        assumed=_unusual(fields, towers),
+        assumed=_unusual(fields, towers, has_bias),
     )
 
 
-def _unusual(fields: dict[str, Any], towers: tuple[str, ...]) -> list[str]:
+def _unusual(fields: dict[str, Any], towers: tuple[str, ...], has_bias: bool) -> list[str]:
     """What no published SigLIP is, and a file that lacks tensors would look like."""
     usual = {width: depth for width, depth, _, _ in SIZES.values()}
     lines = []
@@ -252,6 +265,8 @@ def _unusual(fields: dict[str, Any], towers: tuple[str, ...]) -> list[str]:
         lines.append("mean pooling of the image tower: it has neither MAPHead_0 nor cls")
     if "text" in towers and fields["text_projection"] == "none":
         lines.append("no projection of the text tower: it has no head")
+    if len(towers) == 2 and not has_bias:
+        lines.append("trained with the softmax loss, which has no logit bias: it has no b")
     return lines
 
 

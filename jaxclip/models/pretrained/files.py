@@ -27,6 +27,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+# PMC-CLIP as published: three files, and how to begin the names in each
+PMC_CLIP = {"image_encoder*.pth": "visual.", "text_encoder.pth": "text_encoder.",
+            "text_projection_layer.pth": ""}  # fmt: skip
 HUB_NAME = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
 MAX_JSON = 50_000_000  # bytes; the largest tokenizer.json has about 35 million
 
@@ -121,6 +124,9 @@ def open_weights(path: Path) -> Weights:
     """
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
+        parts = {start: file for name, start in PMC_CLIP.items() for file in path.glob(name)}
+        if not found and len(parts) == len(PMC_CLIP):
+            return _open_pmc_clip(parts)
         if not found:
             found = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]
             if len(found) != 1:
@@ -148,6 +154,14 @@ def _open_parts(index: Path) -> Weights:
         if not (index.parent / name).exists():
             raise FileNotFoundError(f"{index} names {name}, which is not there. Fetch all parts.")
         tensors |= open_weights(index.parent / name)._tensors
+    return Weights(tensors)
+
+
+def _open_pmc_clip(parts: Mapping[str, Path]) -> Weights:
+    tensors: dict[str, Tensor] = {}
+    for start, file in parts.items():
+        found = open_weights(file).renamed(lambda n, start=start: start + n.removeprefix("module."))
+        tensors |= found._tensors
     return Weights(tensors)
 
 
@@ -225,6 +239,8 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
             "cut short, a TorchScript archive, or holds other objects; save its state_dict as "
             "safetensors where you trust it."
         ) from error
+    if isinstance(state, torch.Tensor):  # a single one, of no name
+        state = {path.stem: state}
     for key in ("state_dict", "model_state_dict", "model"):  # Lightning, open_clip, others
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -234,6 +250,6 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no tensors by name. Save a model's state_dict.")
 
     def reader(tensor) -> Callable[[], np.ndarray]:
-        return lambda: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        return lambda: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
 
     return {name: Tensor(tuple(t.shape), reader(t)) for name, t in tensors.items()}

@@ -3,6 +3,8 @@
 The inverse of what huggingface.py and openclip.py read.
 """
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from jaxclip.data.image import ImageConfig
@@ -65,6 +67,7 @@ def huggingface_files(
         "image.patch_bias": (not is_clip,),
         "image.pre_norm": (is_clip,),
         "image_projection": (is_clip,),
+        "image_projection_bias": (False,),
         "text.is_causal": (is_clip,),
         "text.pool": ("eot",) if is_clip else ("last",),
         "text.mask_padding": (False,),
@@ -182,7 +185,10 @@ def openclip_files(
         "interpolation": "bilinear" if image.interpolation.endswith("bilinear") else "bicubic",
         "resize_mode": "shortest" if image.resize == "center_crop" else "squash",
     }
-    files = {"open_clip_config.json": {"model_cfg": config, "preprocess_cfg": preprocess}}
+    described: dict[str, Any] = {"model_cfg": config, "preprocess_cfg": preprocess}
+    if image_kind(model) == "timm":  # a ViT of timm computes its name's; open_clip does not read it
+        described["jaxclip"] = {"image_activation": _activation(model, "image")}
+    files = {"open_clip_config.json": described}
     if isinstance(model.text, BertConfig):
         files["config.json"] = bert_config(model.text, inputs)
     return files
@@ -238,11 +244,12 @@ def _openclip_text(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
 
 def _openclip_vision(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
     tower = model.image
+    _require("openclip", model, {"image_projection_bias": (False,)})
     if isinstance(tower, ResNetConfig):
-        _require("openclip", model, {"image_projection": (True,), "image.norm": ("frozen_batch",),
-                                     "image.num_heads": (tower.width // 64,)})  # fmt: skip
+        _require("openclip", model, {"image_projection": (True,), "image.norm": ("frozen_batch",)})
         return {"image_size": inputs.image_size, "layers": list(tower.stages),
-                "width": tower.stem_width, "patch_size": None}  # fmt: skip
+                "width": tower.stem_width, "head_width": tower.width // tower.num_heads,
+                "patch_size": None}  # fmt: skip
     _require("openclip", model, {"image.naflex": (False,)})
     t = tower.transformer
     if tower.pre_norm:
@@ -263,8 +270,7 @@ def _openclip_vision(model: ClipConfig, inputs: Inputs) -> dict[str, Any]:
         raise NotRepresentable(
             f"model.image (width {t.width}, depth {t.depth}, {t.num_heads} heads, patch size "
             f"{tower.patch_size}, image size {inputs.image_size}, pool {tower.pool!r}) cannot be "
-            "exported with --to=openclip: timm has no such ViT. Use --to=hf or "
-            "--to=big_vision, or an image size that it has."
+            "exported with --to=openclip: timm has no such ViT."
         )
     is_map = tower.pool == "map"
     return {
@@ -283,9 +289,28 @@ def check_big_vision(model: ClipConfig) -> None:
     """Raises NotRepresentable for what models/vit.py and text_transformer.py cannot be."""
     _require_class("big_vision", model, (ViTConfig,), (TextConfig,))
     _require("big_vision", model, {
-        "image.pre_norm": (False,), "image.patch_bias": (True,), "image_projection": (False,),
+        "image.pre_norm": (False,), "image.patch_bias": (True,),
+        "image_projection_bias": (model.image_projection,),
         "image.transformer.norm_epsilon": (1e-6,), "image.transformer.activation": ("gelu_tanh",),
         "text.transformer.norm_epsilon": (1e-6,), "text.transformer.activation": ("gelu_tanh",),
         "text.is_causal": (False,), "text.pool": ("last",), "text.mask_padding": (False,),
         "text_projection": ("linear",), "projection_bias": (True,),
     })  # fmt: skip
+
+
+# --- All ------------------------------------------------------------------------------------------
+
+
+def formats_with_place(model: ClipConfig, image: ImageConfig, inputs: Inputs) -> list[str]:
+    """The formats, by their names in --to, that this model can be exported to."""
+    attempts: dict[str, Callable[[], Any]] = {
+        "hf": lambda: huggingface_files(model, image, inputs),
+        "openclip": lambda: openclip_files(model, image, inputs, True, "", False),
+        "big_vision": lambda: check_big_vision(model),
+    }
+    found = []
+    for name, attempt in attempts.items():
+        with contextlib.suppress(NotRepresentable):
+            attempt()
+            found.append(name)
+    return found

@@ -275,18 +275,43 @@ def _describe_vit(weights: Weights, folder: Path, config: dict[str, Any], kind: 
 
 
 def read_preprocessor(folder: Path, default: ImageConfig) -> ImageConfig:
-    """What preprocessor_config.json says, else the default; the size is the model's own."""
+    """What preprocessor_config.json says, else the default; the size is the model's own.
+
+    Raises:
+      ValueError: images that are not resized, or to another size than the one that is cropped.
+    """
     file = first_existing(folder, "preprocessor_config.json", "processor_config.json")
     if not file:
         return default
     values = read_json(Path(file))
     values = values.get("image_processor", values)
-    crops = values.get("do_center_crop", "shortest_edge" in (values.get("size") or {}))
+    lookup(values, "do_resize", True, {True: None})
+    size = values.get("size") or {}
+    has_short = isinstance(size, dict) and "shortest_edge" in size
+    crops = values.get("do_center_crop", has_short)
+    side, crop = _side(size), _side(values.get("crop_size") or {})
+    if crops and side and crop and side != crop:
+        raise ValueError(
+            f"size ({side}) of {Path(file).name} must be crop_size ({crop}): a margin that is cut "
+            "off after resizing is not built here. Set both to the model's image size to do "
+            "without it."
+        )
+    is_square = isinstance(size, dict) and "height" in size
+    mean, std = values.get("image_mean", default.mean), values.get("image_std", default.std)
+    if not values.get("do_normalize", True):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    # of pixels in [0, 1], whatever range it gives them
+    scale = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255
     resample = 3 if default.interpolation == "pillow_bicubic" else 2
     return dataclasses.replace(
         default,
-        resize="center_crop" if crops else "squash",
+        resize="center_crop" if crops and not is_square else "squash",
         interpolation=lookup(values, "resample", resample, INTERPOLATIONS),
-        mean=tuple(values.get("image_mean", default.mean)),
-        std=tuple(values.get("image_std", default.std)),
+        mean=tuple(x / scale for x in mean),
+        std=tuple(x / scale for x in std),
     )
+
+
+def _side(size: Any) -> int | None:
+    """Of {"shortest_edge": 224}, {"height": 224, "width": 224} or, until 2022, 224."""
+    return size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size

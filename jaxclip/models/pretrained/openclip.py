@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxclip.data.image import ImageConfig
 from jaxclip.models.clip import ClipConfig
-from jaxclip.models.layers import TransformerConfig
+from jaxclip.models.layers import ACTIVATIONS, TransformerConfig
 from jaxclip.models.pretrained.family import (
     CLIP_IMAGE,
     SIGLIP_IMAGE,
@@ -60,6 +60,8 @@ def recognise(weights: Weights) -> Weights | None:
         weights = weights.renamed(lambda name: name.removeprefix("module."))
     if any(re.match(_MMLEARN[0][0], name) for name in weights):
         weights = weights.renamed(_from_mmlearn)
+    if "attnpool.positional_embedding" in weights:  # PMC-CLIP's image tower alone
+        weights = weights.renamed(lambda name: f"visual.{name}")
     if any(name.startswith("text_encoder.") for name in weights):
         weights = weights.renamed(_from_pmc_clip)
     if "patch_embed.proj.weight" in weights and "blocks.0.attn.qkv.weight" in weights:
@@ -78,7 +80,8 @@ def _from_mmlearn(name: str) -> str | None:
 def _from_pmc_clip(name: str) -> str | None:
     """PMC-CLIP: its masked language model and fusion module are no part of a dual encoder."""
     name = re.sub(r"^text_encoder\.", "text.transformer.", name)
-    return "text.proj" if name == "text_projection" else name
+    # as in the training checkpoint, and as the name of the published file
+    return "text.proj" if name in ("text_projection", "text_projection_layer") else name
 
 
 def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Family:
@@ -102,6 +105,9 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
     towers = ("image", "text") if "logit_scale" in weights or start or text else ("image",)
     quick_gelu, assumed = _quick_gelu(weights, config, file_name)
     fields, size, unsure = _describe_image(weights, vision, quick_gelu)
+    if ours := file.get("jaxclip"):  # of what we exported: what its config has no field for
+        activation_of = {name: name for name in ACTIVATIONS}
+        fields["image"].transformer.activation = lookup(ours, "image_activation", "", activation_of)
     is_siglip = getattr(fields["image"], "pool", "") == "map"
     image = _preprocessing(CLIP_IMAGE if fields["image_projection"] else SIGLIP_IMAGE, preprocess)
     family: dict[str, Any] = {"image": dataclasses.replace(image, size=size)}
@@ -110,7 +116,10 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
                                         folder=folder, is_siglip=is_siglip)  # fmt: skip
         fields, family = fields | more, family | described
     check_sizes("", config, {"embed_dim": fields["embed_dim"]})
-    has_bias = "logit_bias" in weights
+    has_bias, is_pmc_clip = "logit_bias" in weights, PMC_CLIP_ONLY in weights
+    has_scale = "logit_scale" in weights or not is_pmc_clip
+    if is_pmc_clip:
+        assumed += _assumed_of_pmc_clip(has_scale)
     if has_bias:
         fields |= {"init_temperature": 0.1, "init_logit_bias": -10.0}
     model = ClipConfig(**fields, dtype="float32")
@@ -119,7 +128,7 @@ def describe(weights: Weights, folder: Path | None, file_name: str = "") -> Fami
         model=model,
         weights=weights,
         rules=rules(model, towers=towers, text_prefix=start, has_bias=has_bias,
-                    is_pmc_clip=PMC_CLIP_ONLY in weights),
+                    has_scale=has_scale, is_pmc_clip=is_pmc_clip),
         towers=towers,
         assumed=assumed + unsure,
         **family,
@@ -140,6 +149,16 @@ def _quick_gelu(weights: Weights, config: dict[str, Any], file_name: str) -> tup
         "activation gelu: the file does not say. If it is quick_gelu, put an open_clip_config.json "
         'beside it: {"model_cfg": {"quick_gelu": true}}'
     ]
+
+
+def _assumed_of_pmc_clip(has_scale: bool) -> list[str]:
+    lines = [
+        "texts are pooled at [CLS] of the last layer and padding is looked at, as in PMC-CLIP's "
+        "training; public loaders of its files mask it, and some take BERT's pooler"
+    ]
+    if not has_scale:
+        lines.append("logit_scale log(1 / 0.07), where training started: it was not published")
+    return lines
 
 
 def _preprocessing(image: ImageConfig, values: dict[str, Any]) -> ImageConfig:
@@ -234,10 +253,16 @@ def _describe_resnet(weights: Weights, config: dict[str, Any]) -> Described:
     while depth := block_count(weights, f"visual.layer{len(stages) + 1}."):
         stages.append(depth)
     tower = ResNetConfig(stages=tuple(stages), stem_width=weights.shape("visual.conv3.weight")[0])
-    tower.num_heads = max(1, tower.width // 64)
+    tower.num_heads = max(1, tower.width // config.get("head_width", 64))
+    unsure = [] if config else [
+        f"{tower.num_heads} heads of the attention pool: there is no config. Public loaders of "
+        "PMC-CLIP's files take 8, its training code 32. For other heads put an "
+        'open_clip_config.json beside it: {"model_cfg": {"vision_cfg": {"head_width": '
+        f"{tower.width // 8}}}}}}}"
+    ]  # fmt: skip
     positions = weights.shape("visual.attnpool.positional_embedding")[0] - 1
     size = tower.stride * math.isqrt(positions)
     found = {"layers": stages, "width": tower.stem_width, "image_size": size}
     check_sizes("vision_cfg.", config, found)
     embed_dim = weights.shape("visual.attnpool.c_proj.weight")[0]
-    return {"image": tower, "image_projection": True, "embed_dim": embed_dim}, size, []
+    return {"image": tower, "image_projection": True, "embed_dim": embed_dim}, size, unsure

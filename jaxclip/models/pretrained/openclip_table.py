@@ -116,10 +116,11 @@ def rules(
     towers: tuple[str, ...] = ("image", "text"),
     text_prefix: str,
     has_bias: bool,
+    has_scale: bool = True,
     is_pmc_clip: bool = False,
 ) -> list[Rule]:
     """The table of CLIP (text_prefix "") or CustomTextCLIP ("text.")."""
-    scalars = ("logit_scale", "logit_bias") if has_bias else ("logit_scale",)
+    scalars = ["logit_scale"] * has_scale + ["logit_bias"] * has_bias
     found = [shaped(name, name, 0, 0) for name in scalars] if len(towers) == 2 else []
     kind = image_kind(model)
     if "image" in towers and kind == "resnet":

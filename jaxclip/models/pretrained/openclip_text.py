@@ -17,7 +17,7 @@ from jaxclip.models.pretrained.huggingface_towers import DEFAULTS as HUGGINGFACE
 from jaxclip.models.pretrained.huggingface_towers import bert_tokenizer, bert_tower
 from jaxclip.models.text import TextConfig
 
-PMC_CLIP_ONLY = "img_special_token"
+PMC_CLIP_ONLY = "text.proj"  # a bare matrix, after renaming
 # what a text_cfg leaves out (CLIPTextCfg)
 DEFAULTS: dict[str, Any] = {
     "context_length": 77, "vocab_size": 49_408, "width": 512, "heads": 8, "layers": 12,

@@ -1,14 +1,22 @@
 """A file that is not all of what its config describes is told, and so is what is assumed."""
 
 import functools
+import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import jaxclip
-from jaxclip.models.pretrained import FORMATS, load_params, open_checkpoint, param_shapes
+from jaxclip.models.pretrained import (
+    FORMATS,
+    load_params,
+    open_checkpoint,
+    openclip,
+    param_shapes,
+)
 from jaxclip.models.pretrained.files import Tensor, Weights, open_weights
 from jaxclip.models.pretrained.table import match
 from tests.models.pretrained.fixtures import (
@@ -181,7 +189,56 @@ def test_what_was_assumed_or_left_out_is_said_on_loading(tmp_path, caplog):
     assert model.report.unused == ["more"]
 
 
+# Of OpenCLIP's model configs, as width / head_width and as heads.
+@pytest.mark.parametrize(
+    ("name", "image", "text"),
+    [
+        ("ViT-S-16", (384, 6), (384, 6)),
+        ("ViT-B-16", (768, 12), (512, 8)),
+        ("ViT-L-14", (1024, 16), (768, 12)),
+        ("ViT-H-14", (1280, 16), (1024, 16)),  # 80 a head
+        ("ViT-g-14", (1408, 16), (1024, 16)),
+        ("ViT-bigG-14", (1664, 16), (1280, 20)),
+    ],
+)
+def test_heads_of_a_file_without_config(name, image, text):
+    """Their number is in no shape."""
+    (D, image_heads), (W, text_heads) = image, text
+    block = "transformer.resblocks.0.mlp.c_fc.weight"
+    shapes = {
+        "visual.conv1.weight": (D, 3, 14, 14), "visual.positional_embedding": (257, D),
+        "visual.proj": (D, 64), f"visual.{block}": (4 * D, D), "logit_scale": (),
+        "positional_embedding": (77, W), "token_embedding.weight": (99, W),
+        "text_projection": (W, 64), block: (4 * W, W),
+    }  # fmt: skip
+    model = openclip.describe(Weights({k: Tensor(s, dict) for k, s in shapes.items()}), None).model
+    assert model.image.transformer.num_heads == image_heads
+    assert model.text.transformer.num_heads == text_heads
+    if importlib.util.find_spec("open_clip"):
+        import open_clip
+
+        said = open_clip.get_model_config(name)
+        assert D // said["vision_cfg"].get("head_width", 64) == image_heads
+        assert (said["text_cfg"]["width"], said["text_cfg"]["heads"]) == text
+
+
 # --- One tower
+
+
+def test_a_vit_of_timm_alone(tmp_path):
+    """Saved by timm itself: the names of its trunk, and nothing else."""
+    fixture = read_fixture("openclip_biomedclip")
+    whole = load_params(open_checkpoint(str(write_folder(tmp_path / "whole", fixture))))[0]
+    start = "visual.trunk."
+    trunk = {k.removeprefix(start): x for k, x in tensors_of(fixture).items() if start in k}
+    trunk["head.weight"] = np.zeros((9, 128), np.float32)  # of its classes
+    safetensors.numpy.save_file(trunk, tmp_path / "model.safetensors")
+    family = open_checkpoint(str(tmp_path / "model.safetensors"))
+    assert family.towers == ("image",) and not family.model.image_projection
+    params, report = load_params(family)
+    assert report.unused == [f"{start}head.weight"]
+    del whole["image"]["projection"]
+    jax.tree.map(np.testing.assert_array_equal, params["image"], whole["image"])
 
 
 @pytest.mark.parametrize(
@@ -215,3 +272,48 @@ def test_pixels_beyond_the_last_whole_patch_are_told(tmp_path):
     fixture["files"]["config.json"]["vision_config"]["image_size"] = 37
     family = open_checkpoint(str(write_folder(tmp_path / "siglip", fixture)))
     assert family.image.size == 32 and "transformers resizes to 37" in family.assumed[0]
+
+
+def with_preprocessor(tmp_path, **values):
+    fixture = read_fixture("hf_clip_gelu")
+    before = fixture["files"].get("preprocessor_config.json", {})
+    fixture["files"]["preprocessor_config.json"] = before | values
+    return open_checkpoint(str(write_folder(tmp_path / "clip", fixture))).image
+
+
+def test_what_a_preprocessor_leaves_out_is_left_out_here(tmp_path):
+    """(x * factor - mean) / std, of x in 0..255, each step if it is done."""
+    x = np.array([[0.0, 51, 255]])
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+    def normalised(**values):
+        image = with_preprocessor(tmp_path, image_mean=mean, image_std=std, **values)
+        return (x / 255 - image.mean) / image.std
+
+    for values, expected in (
+        ({}, (x / 255 - mean) / std),
+        ({"do_normalize": False}, x / 255),
+        ({"do_rescale": False}, (x - mean) / std),
+        ({"do_rescale": False, "do_normalize": False}, x),
+        ({"rescale_factor": 1 / 127.5}, (x / 127.5 - mean) / std),
+    ):
+        np.testing.assert_allclose(normalised(**values), expected, rtol=1e-6, err_msg=str(values))
+    assert with_preprocessor(tmp_path, image_mean=mean).mean == mean  # and no rounding by the way
+
+
+def test_sizes_of_a_preprocessor(tmp_path):
+    plain = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+    image = with_preprocessor(tmp_path, **plain, size={"shortest_edge": 32})
+    assert image.resize == "center_crop" and image.size == 32
+    # until 2022: numbers, of the short side where there is a crop
+    image = with_preprocessor(tmp_path, size=32, crop_size=32, do_center_crop=True)
+    assert image.resize == "center_crop"
+    assert with_preprocessor(tmp_path, size=32).resize == "squash"
+    both = {"height": 32, "width": 32}
+    assert with_preprocessor(tmp_path, size=both).resize == "squash"
+    assert with_preprocessor(tmp_path, **plain, size=both).resize == "squash"
+    said = r"size \(48\) of preprocessor_config.json must be crop_size \(32\)"
+    with pytest.raises(ValueError, match=said):
+        with_preprocessor(tmp_path, **plain, size={"shortest_edge": 48})
+    with pytest.raises(ValueError, match=r"do_resize \(False\)"):
+        with_preprocessor(tmp_path, do_resize=False)

@@ -133,6 +133,50 @@ def test_pmc_clip_is_a_resnet_and_a_bert_that_sees_padding(tmp_path):
         "img_special_token", "fusion_module", "text"}  # fmt: skip
 
 
+def pmc_clip_files(folder):
+    """The three files as they are published, of tiny models; -> what is in them."""
+    import torch
+
+    image = renamed_fixture(
+        "openclip_resnet", lambda n: n.removeprefix("visual.") if n.startswith("visual") else None
+    )
+    text = renamed_fixture("hf_bert", lambda name: name)
+    projection = random_tensor("p", (64, 40))
+    folder.mkdir(exist_ok=True)
+    for name, x in (("image_encoder(resnet50).pth", image), ("text_encoder.pth", text)):
+        torch.save({k: torch.tensor(v) for k, v in x.items()}, folder / name)
+    torch.save(torch.nn.Parameter(torch.tensor(projection)), folder / "text_projection_layer.pth")
+    return image, projection
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+def test_pmc_clip_as_published_is_a_folder_of_three_files(tmp_path):
+    image, projection = pmc_clip_files(tmp_path / "pmc_clip")
+    family = open_checkpoint(str(tmp_path / "pmc_clip"))
+    assert family.towers == ("image", "text") and not family.model.text.mask_padding
+    assert family.model.image.num_heads == 8  # 512 / 64
+    said = "; ".join(family.assumed)
+    for part in ("8 heads of the attention pool: there", "pooled at [CLS]", "logit_scale log(1"):
+        assert part in said, part
+    params, report = load_params(family)
+    assert all("pooler" in name or "num_batches" in name for name in report.unused)
+    np.testing.assert_array_equal(params["text"]["projection"]["kernel"], projection)
+    kernel = image["attnpool.c_proj.weight"].T
+    np.testing.assert_array_equal(params["image"]["projection"]["kernel"], kernel)
+    assert np.exp(params["logit_scale"]) == pytest.approx(1 / 0.07)
+    # the image tower alone; its heads as the file beside it says
+    (tmp_path / "image").mkdir()
+    file = tmp_path / "image/image_encoder(resnet50).pth"
+    file.write_bytes((tmp_path / "pmc_clip" / file.name).read_bytes())
+    config = {"model_cfg": {"vision_cfg": {"head_width": 256}}}
+    (tmp_path / "image/open_clip_config.json").write_text(json.dumps(config))
+    alone = open_checkpoint(str(file))
+    assert alone.towers == ("image",) and alone.model.image.num_heads == 2 and not alone.assumed
+    (tmp_path / "pmc_clip/text_encoder.pth").unlink()
+    with pytest.raises(FileNotFoundError, match="must hold one of"):
+        open_checkpoint(str(tmp_path / "pmc_clip"))
+
+
 # --- Into another config
 
 

@@ -1,10 +1,18 @@
 """Small articles as PMC ships them: JATS with figures beside their images."""
 
+import collections
 import io
+import json
+import os
 import pathlib
 
 import numpy as np
 from PIL import Image
+
+from data_pipelines.pmc.build import build_pmc
+from data_pipelines.pmc.context import ContextOptions
+from data_pipelines.pmc.options import PmcOptions
+from jaxclip.data.record import Dataset
 
 FRONT = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE article PUBLIC "-//NLM//DTD JATS v1.2//EN" "JATS-archivearticle1.dtd">
@@ -54,3 +62,15 @@ def write_articles(folder: pathlib.Path, count: int) -> pathlib.Path:
         (directory / f"PMC{number}.nxml").write_bytes(article(text + figures, number))
         (directory / "f1.jpg").write_bytes(picture(number))
     return folder
+
+
+def build(source, out, *, beam=(), context=None, **options) -> Dataset:
+    options = {"workers": 1, "tokenizer_vocab": 0, "articles_per_shard": 2} | options
+    options = {"panels": "figures"} | options
+    pmc = PmcOptions(input=os.fspath(source), out=os.fspath(out), **options)
+    return build_pmc(pmc, ContextOptions(**context or {}), beam)
+
+
+def drops(dataset: Dataset) -> collections.Counter:
+    lines = (dataset.path / "dropped.jsonl").read_text().splitlines()
+    return collections.Counter(json.loads(line)["reason"] for line in lines)

@@ -3,14 +3,11 @@ the same bytes with processes, with Beam, and after a kill."""
 
 import collections
 import io
-import json
-import lzma
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import numpy as np
@@ -19,27 +16,11 @@ from lxml import etree
 from PIL import Image
 
 from data_pipelines.options import take_beam_options
-from data_pipelines.pmc import articles as sources
-from data_pipelines.pmc.build import build_pmc
-from data_pipelines.pmc.context import ContextOptions
-from data_pipelines.pmc.options import PmcOptions
 from jaxclip.data.image import decode_image
 from jaxclip.data.record import Dataset
-from tests.pipelines.pmc.articles import article, fig, picture, write_articles
+from tests.pipelines.pmc.articles import article, build, drops, fig, picture, write_articles
 
 BEAM = ("--runner=DirectRunner", "--direct_num_workers=1")
-
-
-def build(source, out, *, beam=(), context=None, **options) -> Dataset:
-    options = {"workers": 1, "tokenizer_vocab": 0, "articles_per_shard": 2} | options
-    options = {"panels": "figures"} | options
-    pmc = PmcOptions(input=os.fspath(source), out=os.fspath(out), **options)
-    return build_pmc(pmc, ContextOptions(**context or {}), beam)
-
-
-def drops(dataset: Dataset) -> collections.Counter:
-    lines = (dataset.path / "dropped.jsonl").read_text().splitlines()
-    return collections.Counter(json.loads(line)["reason"] for line in lines)
 
 
 def files(folder) -> dict[str, bytes]:
@@ -89,7 +70,7 @@ def test_who_writes_the_shards_changes_no_byte(folder, built, tmp_path, how):
 def test_killed_half_way_it_goes_on(folder, built, tmp_path):
     """SIGKILL of the whole program once a shard is there; the same command does the rest."""
     out = tmp_path / "ds"
-    program = "from tests.pipelines.pmc.test_build import build, sys\n"
+    program = "import sys; from tests.pipelines.pmc.articles import build\n"
     program += "build(*sys.argv[1:], context={'summary': 'textrank'})"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, os.fspath(folder), os.fspath(out)]
@@ -110,6 +91,24 @@ def test_killed_half_way_it_goes_on(folder, built, tmp_path):
 def test_another_command_is_refused(folder, built):
     with pytest.raises(ValueError, match="references_tokens: 256 there, 9 now"):
         build(folder, built.path, context={"summary": "textrank", "references_tokens": 9})
+
+
+def test_articles_and_images_that_came_are_noticed(folder, tmp_path, capsys):
+    source = shutil.copytree(folder, tmp_path / "in")
+    build(source, tmp_path / "ds")
+    build(source, tmp_path / "ds")
+    assert "Already done" in capsys.readouterr().out
+    (source / "PMC100/f2.jpg").write_bytes(picture(1))
+    with pytest.raises(ValueError, match="files.sha256.*there"):
+        build(source, tmp_path / "ds")
+    shutil.copytree(source / "PMC100", source / "PMC555")
+    with pytest.raises(ValueError, match="files.count: 5 there, 6 now"):
+        build(source, tmp_path / "ds")
+    dataset = build(source, tmp_path / "ds", overwrite=True)
+    assert len(dataset) == 8
+    printed = capsys.readouterr().out
+    assert "4 records share their (group, figure, panel)" in printed  # two figures, twice
+    assert "folder and package" in printed
 
 
 def test_beam_options_leave_the_command_line():
@@ -201,6 +200,10 @@ def test_images_are_converted_or_dropped_by_reason(tmp_path):
     pixels = decode_image(records["F1"].image)
     assert pixels[0, 0].max() < 10 and pixels[-1, -1].min() > 245  # the upper 8 of 16 bits
     assert decode_image(records["F2"].image).shape == (60, 80, 3)
+    assert Image.open(io.BytesIO(records["F2"].image)).mode == "RGB"
+    assert dataset.metadata["converted_from"].to_pylist() == ["16-bit grey", "CMYK", "", ""]
+    steps = dataset.manifest["counts"]["steps"]
+    assert steps["images converted from CMYK"] == steps["images converted from 16-bit grey"] == 1
     assert records["F8"].image == picture(9)  # the JPEG before TIFF and thumbnail
     assert drops(dataset) == {
         "too many pixels": 1,
@@ -212,6 +215,13 @@ def test_images_are_converted_or_dropped_by_reason(tmp_path):
         "path outside images": 1,
         "missing image": 2,
     }
+
+
+def test_articles_without_images_say_why_nothing_is_written(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"PMC{number}.xml").write_bytes(article(fig(1, "<p>a</p>"), number))
+    with pytest.raises(ValueError, match=r"No record was written.*'missing image': 2"):
+        build(tmp_path, tmp_path / "ds", articles_per_shard=1)  # looks for duplicates
 
 
 def test_licences_are_kept_apart(tmp_path):
@@ -241,82 +251,7 @@ def test_a_split_is_of_articles(tmp_path):
     assert len(set.union(*splits.values())) == 3
 
 
-# --- Packages ----------------------------------------------------------------------------------
-
-
-def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""):
-    info = tarfile.TarInfo(name)
-    info.size, info.type, info.linkname = len(data), kind, link
-    return info, data
-
-
-def package(path, *members) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
-        for info, data in members:
-            tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
-
-
-ARTICLE = [member("PMC1/a.nxml", article(fig(1, "<p>a</p>"))), member("PMC1/f1.jpg", picture(1))]
-
-
-def test_a_package_is_read_and_its_tricks_are_not(tmp_path):
-    tricks = [
-        member("PMC1/../../evil.jpg", b"x"),
-        member("/tmp/evil.jpg", b"x"),
-        member("PMC1/link.jpg", kind=tarfile.SYMTYPE, link="/etc/hostname"),
-        member("PMC1/hard.jpg", kind=tarfile.LNKTYPE, link="/etc/hostname"),
-        member("PMC1/device.jpg", kind=tarfile.CHRTYPE),
-        member("PMC1/paper.pdf", b"%PDF"),
-        member("PMC1/script.sh", b"rm"),
-    ]
-    package(tmp_path / "in/PMC1.tar.gz", *ARTICLE, *tricks)
-    dataset = build(tmp_path / "in", tmp_path / "ds")
-    assert [dataset[i].figure_id for i in range(len(dataset))] == ["F1"]
-    assert drops(dataset) == {
-        "package: member outside of it": 2,
-        "package: link or special member": 3,
-    }
-    assert not list(tmp_path.rglob("evil*"))
-
-
-def test_bombs_and_wrecks_among_packages(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_TAR_BYTES", 1 << 20)
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1 << 18)
-    folder = tmp_path / "in"
-    package(folder / "a.tar.gz", *ARTICLE)
-    package(folder / "bomb.tar.gz", member("x.pdf", bytes(1 << 22)), *ARTICLE)
-    package(folder / "large.tar.gz", member("x.jpg", bytes(1 << 19)), *ARTICLE)
-    package(folder / "none.tar.gz", member("x.txt", b"x"))
-    whole = (folder / "a.tar.gz").read_bytes()
-    (folder / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
-    (folder / "noise.tar.xz").write_bytes(b"noise" * 100)
-    claims = tarfile.TarInfo("pax")  # a header that claims to be a gigabyte long
-    claims.type, claims.size = tarfile.XHDTYPE, 1 << 30
-    (folder / "pax.tar").write_bytes(claims.tobuf() + bytes(1024))
-    dataset = build(folder, tmp_path / "ds")
-    assert {record.article_id for record in map(dataset.__getitem__, range(len(dataset)))} == {
-        "PMC1"
-    }
-    found = drops(dataset)
-    assert found["package: too large"] == 2  # the bomb and the header
-    assert found["package: member too large"] == 1
-    assert found["package: unreadable"] == 2
-    assert found["package: no article in it"] >= 2
-
-
-def test_a_bulk_archive_of_many_articles(tmp_path):
-    path = tmp_path / "bulk.tar.xz"
-    with lzma.open(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-        for number in range(3):
-            data = article(fig(1, f"<p>{number}</p>"), number)
-            info, _ = member(f"oa/{number}.xml", data)
-            tar.addfile(info, io.BytesIO(data))
-        info, data = member("oa/f1.png", picture(1, kind="PNG"))
-        tar.addfile(info, io.BytesIO(data))
-    dataset = build(path, tmp_path / "ds")
-    assert len(dataset) == 3  # all name f1, which lies beside them
-    assert dataset.manifest["counts"]["steps"]["articles"] == 3
+# --- The command line --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,24 @@
 """References of a figure or panel within a budget; summaries by TextRank or a model's endpoint."""
 
+import functools
 import http.server
 import json
 import threading
 
 import pytest
 
-from data_pipelines.pmc.context import ContextOptions, extract, num_tokens, references, summarise
+from data_pipelines.pmc import context
+from data_pipelines.pmc.context import (
+    ContextOptions,
+    Summary,
+    extract,
+    num_tokens,
+    references,
+    summarise,
+)
 from data_pipelines.pmc.jats import Citation, Figure, parse_article
-from tests.pipelines.pmc.articles import article, fig
+from data_pipelines.pmc.threads import in_threads
+from tests.pipelines.pmc.articles import article, build, fig, picture
 
 SENTENCES = {"One two (Fig. 1).": (), "Three A.": ("A",), "Four five B, C.": ("B", "C")}
 
@@ -53,12 +63,14 @@ class Model(http.server.BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = request["messages"][0]["content"]
         self.server.prompts.append(prompt)
-        if "busy" in prompt and sum("busy" in p for p in self.server.prompts) == 1:
+        if "busy" in prompt and sum("busy" in p for p in self.server.prompts) < 4:
             return self.answer(429, {"error": {"message": "busy"}})
         if "toolong" in prompt:
             return self.answer(400, {"error": {"message": "too long"}})
         if self.server.is_down:
             return self.answer(401, {"error": {"message": "no"}})
+        if self.server.together:
+            self.server.together.wait()
         reason = "length" if "endless" in prompt else "stop"
         content = "NONE" if "unsaid" in prompt else f" It is\n{request['model']}. "
         choice = {
@@ -79,7 +91,7 @@ class Model(http.server.BaseHTTPRequestHandler):
         data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Retry-After", "0")
+        self.send_header("Retry-After-Ms", "1")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -91,7 +103,7 @@ class Model(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Model)
-    server.prompts, server.is_down = [], False
+    server.prompts, server.is_down, server.together = [], False, None
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server
@@ -110,18 +122,50 @@ def test_a_model_summarises_once_and_failures_are_named(endpoint, tmp_path):
     summaries = summarise(options, str(tmp_path), parsed)
     assert {key: (s.text, s.by) for key, s in summaries.items()} == {
         "F1": ("It is m7.", "model m7"),
-        "F2": ("It is m7.", "model m7"),  # asked again
+        "F2": ("It is m7.", "model m7"),  # at the fourth time of asking
         "F3": ("", "refused"),
         "F4": ("", "truncated"),
         "F5": ("", "nothing said"),
     }
-    assert len(endpoint.prompts) == 6
+    assert len(endpoint.prompts) == 8
     assert any("Caption: About 1." in p and "Figure 1 is fine." in p for p in endpoint.prompts)
     assert summarise(options, str(tmp_path), parsed) == summaries
-    assert len(endpoint.prompts) == 6  # all from the cache
+    assert len(endpoint.prompts) == 8  # all from the cache
     endpoint.is_down = True
     with pytest.raises(Exception, match="401"):  # a job fails rather than go without
         summarise(options, str(tmp_path / "other"), parsed)
+
+
+def test_a_job_asks_for_several_articles_at_once(endpoint, tmp_path):
+    """Three articles of one figure each; the endpoint answers when all three have asked."""
+    for number in range(3):
+        body = f"<p>Figure 1 is {number}.</p>{fig(1, '<p>a</p>')}"
+        (tmp_path / f"in/{number}").mkdir(parents=True)
+        (tmp_path / f"in/{number}/a.nxml").write_bytes(article(body, number))
+        (tmp_path / f"in/{number}/f1.jpg").write_bytes(picture(number))
+    endpoint.together = threading.Barrier(3, timeout=20)
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    asked = {"summary": "model", "summary_url": url, "summary_model": "m7"}
+    dataset = build(tmp_path / "in", tmp_path / "ds", articles_per_shard=3, context=asked)
+    assert [dataset[i].summary for i in range(3)] == ["It is m7."] * 3
+    assert len(endpoint.prompts) == 3
+
+
+def test_two_threads_may_ask_the_same(tmp_path, monkeypatch):
+    """Two figures can have the same caption and paragraphs; neither is in the other's way."""
+    together = threading.Barrier(2, timeout=20)
+
+    def ask(options, prompt):
+        together.wait()
+        return Summary("x", "m")
+
+    monkeypatch.setattr(context, "_ask", ask)
+    options = ContextOptions(summary="model", summary_url="u", summary_model="m")
+    for number in range(50):
+        prompts = [f"p{number}"] * 2
+        cached = functools.partial(context._cached, options, str(tmp_path))
+        assert list(in_threads(cached, prompts, 2)) == [Summary("x", "m")] * 2
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(

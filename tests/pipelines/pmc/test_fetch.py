@@ -106,6 +106,17 @@ def test_what_cannot_be_had_is_listed_and_leaves_no_file(server, tmp_path, name,
     assert handler.asked[f"/{name}.tar.gz"] == (1 if name == "gone" else 3)  # tries
 
 
+def test_waits_grow_from_try_to_try(server, tmp_path, monkeypatch):
+    _, base = server
+    slept = []
+    monkeypatch.setattr("data_pipelines.pmc.fetch.time.sleep", slept.append)
+    fetcher = Fetcher(options(base, tmp_path, tries=8, backoff=1.0))
+    assert fetcher.get(Wanted("errsalways", "CC BY")).reason == "server failed"
+    waits = [wait for wait in slept if wait >= 0.5]  # others are for the turn
+    for wait, most in zip(waits, (1, 2, 4, 8, 16, 32, 60, 60), strict=True):
+        assert most / 2 <= wait <= most
+
+
 def test_licences_are_filtered_before_any_request(server, tmp_path):
     handler, base = server
     lines = "a.tgz,,,,,CC BY-NC\nb.tgz,,,,,NO-CC CODE\nc.tgz,,,,,CC BY-ND\nd.tgz,,,,,CC BY-NC-SA\n"
@@ -200,9 +211,47 @@ def test_lists(tmp_path):
         "PMC1",
         "metadata/PMC2.3.json",
     ]
+    (tmp_path / "r.csv").write_text("Article File,Retracted,License\na.xml,yes,CC0\nb.xml,no,CC0\n")
+    assert [w.problem for w in read_list(str(tmp_path / "r.csv"))] == ["retracted", ""]
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match="must have a column File"):
         list(read_list(str(tmp_path / "b.csv")))
+
+
+def test_the_file_list_as_text(tmp_path):
+    """A date, then columns without names; a quote in a citation is a letter."""
+    path = tmp_path / "oa_file_list.txt"
+    line = 'oa/PMC{0}.tar.gz\tJ "X. 2001\tPMC{0}\tPMID:1\tCC BY{1}\n'.format
+    path.write_text("2024-12-18 10:00:00\n" + line(1, "") + line(2, "-NC"))
+    assert list(read_list(str(path))) == [
+        Wanted("oa/PMC1.tar.gz", "CC BY"),
+        Wanted("oa/PMC2.tar.gz", "CC BY-NC"),
+    ]
+
+
+@pytest.mark.parametrize("written", ["PMC7.2", "pmc7.2", "7.2", "metadata/PMC7.2.json"])
+def test_ids_in_any_spelling(server, tmp_path, written):
+    handler, base = server
+    handler.files |= {"/metadata/PMC7.2.json": record(license_code="TDM")}
+    (tmp_path / "ids.txt").write_text(f"{written}\n")
+    assert fetch(options(base, tmp_path, list=str(tmp_path / "ids.txt"))) == {"licence": 1}
+    assert list(handler.asked) == ["/metadata/PMC7.2.json"]
+
+
+def test_what_is_not_wanted_is_not_asked_for(server, tmp_path):
+    handler, base = server
+    (tmp_path / "ids.txt").write_text("10.1/x\n10.1/y\n")
+    assert fetch(options(base, tmp_path, list=str(tmp_path / "ids.txt"))) == {"no article id": 2}
+    assert (tmp_path / "out/failed.jsonl").read_text().count("no article id") == 2
+    drop = Fetcher(options(base, tmp_path)).get(Wanted("x.xml", "CC BY", problem="retracted"))
+    assert drop.reason == "retracted"
+    assert not handler.asked
+
+
+@pytest.mark.parametrize("base", ["https://", "s3://", "nope://x", "/nowhere"])
+def test_a_base_that_is_none_is_refused(tmp_path, base):
+    with pytest.raises(ValueError, match=r"base \("):
+        fetch(options(base, tmp_path, "a.tgz,,,,,CC BY\n"))
 
 
 def test_a_local_folder_is_a_mirror(tmp_path):

@@ -1,4 +1,4 @@
-"""JATS to figures: text as a reader would copy it, figures wherever they hide, who cites what."""
+"""JATS to figures: text as a reader would copy it, figures wherever they hide, licences."""
 
 import csv
 import json
@@ -8,11 +8,7 @@ import pytest
 
 from data_pipelines.pmc.jats import OWN_TERMS, XmlError, parse_article
 from data_pipelines.pmc.licence import licence_group, licence_name
-from data_pipelines.pmc.mentions import find_mentions, label_key
 from tests.pipelines.pmc.articles import article, fig
-
-BY_LABEL = {str(n): f"F{n}" for n in range(1, 9)} | {f"S{n}": f"S{n}" for n in (1, 2, 3)}
-BY_LABEL |= {"sup:3": "SUP3"}
 
 
 def caption_of(caption: str) -> str:
@@ -44,6 +40,12 @@ def test_an_article():
             "One 1 two three four",
         ),
         (
+            "<p>Mice.<list list-type='alpha-lower'><list-item><p>CT.</p></list-item><list-item>"
+            "<p>MRI.<list list-type='roman-upper'><list-item><p>T1.</p></list-item></list></p>"
+            "</list-item><list-item><label>x</label><p>PET.</p></list-item></list></p>",
+            "Mice. (a) CT. (b) MRI. (I) T1. x PET.",
+        ),
+        (
             "<p>If <inline-formula><alternatives><tex-math>\\documentclass{x}\\begin{document}$$y$$"
             "\\end{document}</tex-math><mml:math><mml:msup><mml:mi>x</mml:mi><mml:mn>2</mml:mn>"
             "</mml:msup><mml:mo>=</mml:mo><mml:mfrac><mml:mn>1</mml:mn><mml:mn>2</mml:mn>"
@@ -63,6 +65,15 @@ def test_an_article():
 )
 def test_captions_read_as_printed(caption, text):
     assert caption_of(caption) == text
+
+
+def test_jats_in_a_namespace_is_the_same():
+    """As OAI-PMH wraps it."""
+    plain = article(f"<p>See Figure 1.</p>{fig(1, '<p>a</p>')}")
+    wrapped = plain.replace(b"<article ", b'<article xmlns="https://jats.nlm.nih.gov/ns/1.0" ')
+    start = wrapped.index(b"<article ")
+    wrapped = b"<OAI-PMH><metadata>" + wrapped[start:] + b"</metadata></OAI-PMH>"
+    assert parse_article(wrapped) == parse_article(plain)
 
 
 def test_deep_formulas_take_linear_time():
@@ -95,69 +106,24 @@ def test_figures_wherever_they_are():
 
 
 @pytest.mark.parametrize(
-    "text, found",
+    "image, graphics",
     [
-        ("see Figs. 2–4 here", "F2 F3 F4"),
-        ("Figure 3A, B shows", "F3:AB"),
-        ("Figure 3A and B, and Fig. 5", "F3:AB F5"),
-        ("Figs 1, 2, and 4-6", "F1 F2 F4 F5 F6"),
-        ("Figure 2, 20 patients", "F2"),
-        ("Figure 2B, a patient", "F2:B"),
-        ("Fig. 3 (a, b), Fig. 3(a-c) and 4(d)", "F3:AB F3:ABC F4:D"),
-        ("Fig 2B–2F", "F2:B F2:CDEF"),
-        ("Figs. 2–4A", "F2 F3 F4:A"),
-        ("Figure 7, panels A and B", "F7:AB"),
-        ("Fig. S1-S3 and Supplementary Fig. 3", "S1 S2 S3 SUP3"),
-        ("Figure 3 in Smith et al. and Fig. 12", ""),
-        ("FIGURE 4. I configure 3 figures", "F4"),
+        ('<graphic xlink:href="g"/>', [["g"]]),
+        ('<p><graphic xlink:href="g"/></p>', [["g"]]),
+        (
+            '<alternatives><graphic xlink:href="g"/><graphic xlink:href="g.jpg"/></alternatives>',
+            [["g", "g.jpg"]],
+        ),
     ],
 )
-def test_mentions_of_labels(text, found):
-    mentions = find_mentions(text, [], BY_LABEL)
-    assert (
-        " ".join(m.figure_id + ":" * bool(m.panels) + "".join(m.panels) for m in mentions) == found
-    )
-
-
-def test_labels():
-    labels = [
-        "Figure 2.",
-        "FIG. 3",
-        "Supplementary Figure 1",
-        "Fig S4",
-        "Scheme 1",
-        "Figure 1—figure supplement 2",
+def test_a_group_with_an_image_of_its_own_is_a_figure(image, graphics):
+    group = f'<fig-group id="G"><label>Figure 1</label><caption><p>C</p></caption>{image}'
+    group += '<fig id="A"><caption><p>a</p></caption></fig></fig-group>'
+    parsed = parse_article(article(group)).figures
+    assert [(f.figure_id, f.caption, f.graphics) for f in parsed] == [
+        ("G", "C", graphics),
+        ("A", "C a", []),
     ]
-    assert [label_key(label) for label in labels] == ["2", "3", "sup:1", "S4", "", ""]
-
-
-def test_citations_follow_links_before_words():
-    link = '<xref ref-type="fig" rid="{0}">{1}</xref>'.format
-    body = f"""<p>In Figs. {link("F1", "1")}–{link("F3", "3")} mice (b; {link("F2", "2B")}) run.
-    They stop ({link("F9", "Figure 1")}). See e.g. Fig. 2.</p>
-    <p>{link("F1 F2", "Here")}.<fig id="F9"><label>Figure 9</label><caption><p>As in Figure 1.</p>
-    </caption></fig></p><table-wrap><table><tr><td><p>Fig. 3</p></td></tr></table></table-wrap>"""
-    parsed = parse_article(article(body + "".join(fig(n, "<p>x</p>") for n in (1, 2, 3))))
-    cited = {
-        f.figure_id: [(c.paragraph, c.sentence, c.panels) for c in f.citations]
-        for f in parsed.figures
-    }
-    run = "In Figs. 1–3 mice (b; 2B) run."
-    assert cited == {
-        "F9": [(0, "They stop (Figure 1).", ())],  # the article says that it is F9
-        "F1": [(0, run, ()), (1, "Here.", ())],
-        "F2": [(0, run, ()), (0, "See e.g. Fig. 2.", ()), (1, "Here.", ())],
-        "F3": [(0, run, ())],
-    }
-    assert len(parsed.paragraphs) == 2
-
-
-def test_characters_that_mark_links_may_stand_in_the_text():
-    """Noncharacters U+FDD0 to U+FDD2, with a number, as if there were a tenth link."""
-    text = '<p>\ufdd09\ufdd1x\ufdd2 \ufdd0 <xref ref-type="fig" rid="F1">Fig. 1</xref> shows.</p>'
-    parsed = parse_article(article(text + fig(1, "<p>A</p>")))
-    (citation,) = parsed.figures[0].citations
-    assert citation.sentence.endswith("Fig. 1 shows.")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +161,19 @@ def test_a_figure_with_its_own_permissions_is_not_the_articles():
     licences = [figure.licence for figure in parse_article(article(figures)).figures]
     assert licences == [OWN_TERMS, "CC0 1.0", "CC BY 4.0"]
     assert licence_group(OWN_TERMS) == "other"
+
+
+def test_a_sub_article_may_have_a_licence_of_its_own():
+    """The nearest one that says so: a reply to a letter to the editor has the letter's."""
+    stub = '<front-stub><permissions><license xlink:href="{}"/></permissions></front-stub>'.format
+    by_nc = stub("http://creativecommons.org/licenses/by-nc/4.0/")
+    reply = f"<response><front-stub/><body>{fig(3, '<p>c</p>')}</body></response>"
+    after = f"<sub-article>{by_nc}<body>{fig(2, '<p>b</p>')}</body>{reply}</sub-article>"
+    after += f"<sub-article>{stub('')}<body>{fig(4, '<p>d</p>')}</body></sub-article>"
+    after += f"<sub-article><body>{fig(5, '<p>e</p>')}</body></sub-article>"
+    figures = parse_article(article(fig(1, "<p>a</p>"), after=after)).figures
+    licences = [figure.licence for figure in figures]
+    assert licences == ["CC BY 4.0", "CC BY-NC 4.0", "CC BY-NC 4.0", OWN_TERMS, "CC BY 4.0"]
 
 
 # --- Hostile input -----------------------------------------------------------------------------
