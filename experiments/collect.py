@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from data_pipelines.options import option, run
 from experiments.progress import look
 from experiments.worker import TRAIN, command_of, is_done, read_plan, read_status
-from jaxclip.data.record import same_article
+from jaxclip.data.record import article_name
 from jaxclip.data.subset import Subset
 
 AXES = ("design", "source", "unique_pairs", "samples_seen", "model", "loss", "seed", "variant")
@@ -163,7 +163,7 @@ def overlap(run_dir: Path, subset: Subset) -> dict[str, Any]:
     if not scored:
         return NOT_MEASURED
     article = subset.dataset.columns(["article_id"])["article_id"]
-    trained = set(map(same_article, pc.unique(article.take(subset.positions("train"))).to_pylist()))
+    trained = set(map(article_name, pc.unique(article.take(subset.positions("train"))).to_pylist()))
     return {
         "overlap_share": len(scored & trained) / len(scored), "overlap_of": ", ".join(measured)
     }  # fmt: skip
@@ -179,7 +179,7 @@ def _groups(run_dir: Path) -> dict[str, set[str]]:
                 names = pc.unique(table.filter(pc.equal(table["task"], task))["group"]).to_pylist()
                 is_article = PMC_ID if task.rpartition("/")[0] in public else NO_PLACE
                 found[task] |= {
-                    same_article(name) if is_article.fullmatch(name) else "" for name in names
+                    article_name(name) if is_article.fullmatch(name) else "" for name in names
                 }
     return found
 

@@ -4,10 +4,12 @@ A config file has get_config() -> TrainConfig; any field can be overridden on th
 --config.optimizer.peak_lr=3e-4. Saved as WORKDIR/config.json.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import json
+import re
 import types
 import typing
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from jaxclip.checkpoint import CheckpointConfig
+from jaxclip.data.record import SPLIT_NAMES, SPLITS
 from jaxclip.data.sources import DataConfig
 from jaxclip.losses import LossConfig
 from jaxclip.metrics import LogConfig
@@ -38,7 +41,7 @@ class EvalConfig:
     """Evaluation while training."""
 
     every: int = 1000  # steps; 0: only at the end
-    split: str = "validation"
+    split: str = "validation"  # of the run's datasets that is scored; "": none is
     batch_size: int = 0  # 0: the training batch's
     zero_shot: tuple[str, ...] = ()  # prompt files, by name or path; see evals/zero_shot.py
     ema: bool = False  # score the averaged parameters; needs optimizer.ema_decay
@@ -47,6 +50,12 @@ class EvalConfig:
         for field in ("every", "batch_size"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{name}.{field} ({getattr(self, field)}) must be 0 or more.")
+        if self.split not in ("", *SPLITS):
+            known = SPLIT_NAMES.get(self.split)
+            raise ValueError(
+                f"{name}.split ({self.split!r}) must be one of {', '.join(SPLITS)}, or '' for no "
+                f"evaluation while training.{f' Write {known!r}.' if known else ''}"
+            )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -147,6 +156,8 @@ def check_types(config: Any, name: str = "") -> None:
             check_types(value, f"{path}.")
         elif not _is_a(value, expected):
             raise ValueError(f"{path} ({value!r}) must be of type {type_name(expected)}.")
+        elif value != value or isinstance(value, tuple) and any(v != v for v in value):
+            raise ValueError(f"{path} ({value!r}) must be a number: it is NaN.")
 
 
 def _dataclasses_in(expected: Any) -> tuple[type, ...]:
@@ -218,6 +229,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     A field that one of them does not know is at its default there: it came later.
     """
+    with contextlib.suppress(ValueError):  # of a field that has gone since: then it differs
+        old = to_dict(from_dict(old))  # the defaults of its own kind of towers
     old, new = (defaults() | flatten(json.loads(json.dumps(values))) for values in (old, new))
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
@@ -253,9 +266,27 @@ def field_type(path: str) -> str | None:
     return type_name(found)
 
 
+def all_fields() -> list[str]:
+    """Paths of the fields that are no groups, as `optimizer.peak_lr`."""
+    return list(flatten(to_dict(TrainConfig())))
+
+
 def near_fields(path: str) -> list[str]:
-    """Fields whose paths resemble one that does not exist."""
-    return difflib.get_close_matches(path, list(flatten(to_dict(TrainConfig()))), n=3, cutoff=0.4)
+    """Up to 3 fields that resemble one that does not exist: `learning_rate` -> optimizer.peak_lr.
+
+    By the whole path, or by the last name alone, as whoever knows the name may not know its place.
+    """
+
+    def spelled_out(name: str) -> str:
+        return re.sub(r"(\b|_)lr(\b|_)", r"\1learning_rate\2", name)
+
+    def likeness(field: str) -> float:
+        pairs = [(path, field)] + [(path.split(".")[-1], name) for name in field.split(".")]
+        pairs = [(spelled_out(wrong), spelled_out(right)) for wrong, right in pairs]
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    found = {field: likeness(field) for field in all_fields()}
+    return sorted((f for f in found if found[f] > 0.5), key=lambda f: -found[f])[:3]
 
 
 def type_name(expected: Any) -> str:

@@ -1,6 +1,9 @@
+import dataclasses
 import importlib
 import inspect
 import json
+import math
+import typing
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,7 @@ def test_only_what_changes_the_result_is_a_difference():
     new.log.every, new.sharding.fsdp, new.data.num_threads, new.checkpoint.every = 7, 2, 3, 5
     new.data.path = ("moved",)  # its content is compared by hash
     new.model.image.transformer.attention = new.model.text.transformer.attention = "cudnn"
+    new.model.image.transformer.remat, new.model.text.transformer.scan = "full", False
     assert differences(to_dict(old), to_dict(new)) == []
     before_it_was_there = to_dict(old)
     del before_it_was_there["data"]["text"]["append"]
@@ -88,6 +92,18 @@ def test_only_what_changes_the_result_is_a_difference():
     new.seed, new.optimizer.warmup.amount = 1, 2.0
     assert differences(to_dict(old), to_dict(new)) == ["optimizer.warmup.amount: 5.0 -> 2.0",
                                                        "seed: 0 -> 1"]  # fmt: skip
+
+
+def test_a_run_goes_on_after_an_upgrade_that_adds_a_field():
+    config = tiny_config.get_config()
+    config.model.image = ResNetConfig(stages=(1, 1))
+    old = json.loads(json.dumps(to_dict(config)))
+    del old["model"]["image"]["norm"], old["seed"], old["data"]["text"], old["loss"]["ignore"]
+    assert differences(old, to_dict(config)) == []
+    config.seed = 1
+    assert differences(old, to_dict(config)) == ["seed: 0 -> 1"]
+    old["model"]["colour"] = "red"  # a field that is gone decided something
+    assert "model.colour: 'red' -> None" in differences(old, to_dict(config))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +119,15 @@ def test_only_what_changes_the_result_is_a_difference():
         ("data.weights", (0.5, 0.0), "must be positive. Leave a dataset out"),
         ("data.image.crop_scale", (0.5,), "data.image.crop_scale ((0.5,)) must be of type tuple"),
         ("data.image.crop_scale", (0.9, 0.5), "must be 0 < low <= high <= 1"),
-        ("data.text.fields", ("title",), "title"),
+        ("data.image.mean", (0.5, 0.5), "data.image.mean (0.5, 0.5) must be 3 numbers"),
+        (
+            "data.image.std",
+            (0.5, 0.0, 0.5),
+            "std (0.5, 0.0, 0.5) must be 3 numbers (RGB), each more",
+        ),
+        ("data.text.fields", ("title",), "data.text.fields (('title',)) must be one or more of"),
+        ("data.text.combine", "mix", "data.text.combine ('mix') must be one of"),
+        ("data.tokenizer.kind", "gpt2", "data.tokenizer.kind ('gpt2') must be one of"),
         ("model.dtype", "float16", "model.dtype ('float16') must be one of"),
         ("model.embed_dim", 0, "model.embed_dim (0) must be at least 1"),
         (
@@ -111,6 +135,13 @@ def test_only_what_changes_the_result_is_a_difference():
             3,
             "must divide by model.image.transformer.num_heads",
         ),
+        ("model.image.transformer.mlp_width", -4, "transformer.mlp_width (-4) must be at least 1"),
+        ("model.text.transformer.norm_epsilon", -1.0, "norm_epsilon (-1.0) must be in (0, 1)"),
+        ("model.init_temperature", 0.0, "model.init_temperature (0.0) must be positive"),
+        ("model.init_temperature", math.nan, "model.init_temperature (nan) must be a number"),
+        ("data.image.crop_scale", (0.5, math.nan), "(0.5, nan)) must be a number: it is NaN"),
+        ("eval.split", "val", "validation, test, or '' for no evaluation while training. Write 'v"),
+        ("eval.split", "all", "eval.split ('all') must be one of train, validation, test, or ''"),
         ("model.text.pool", "max", "model.text.pool ('max') must be one of"),
         ("model.image.transformer.attention", "cudnn", "needs model.dtype 'bfloat16'"),
         ("loss.name", "triplet", "loss.name ('triplet') must be one of"),
@@ -154,6 +185,25 @@ def test_every_field_has_a_plain_type_that_a_flag_can_set():
         kind = field_type(path)
         assert kind in ("int", "float", "bool", "str") or kind.startswith("tuple["), path
         assert isinstance(value, tuple) == kind.startswith("tuple["), path
+
+
+def groups_of(cls):
+    """All dataclasses that a config is made of."""
+    yield cls
+    for expected in typing.get_type_hints(cls).values():
+        for group in filter(dataclasses.is_dataclass, (expected, *typing.get_args(expected))):
+            yield from groups_of(group)
+
+
+def test_every_field_has_a_comment():
+    """As README promises: beside it, or above it where that is where a class has them."""
+    for cls in set(groups_of(TrainConfig)):
+        lines = inspect.getsource(cls).splitlines()
+        for name, expected in typing.get_type_hints(cls).items():
+            if any(map(dataclasses.is_dataclass, (expected, *typing.get_args(expected)))):
+                continue  # a group says itself what it is
+            (at,) = [i for i, line in enumerate(lines) if line.startswith(f"    {name}: ")]
+            assert "  # " in lines[at] or lines[at - 1].strip().startswith("# "), (cls, name)
 
 
 def test_no_run(tmp_path):

@@ -4,6 +4,10 @@ import dataclasses
 import importlib.util
 import math
 import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +31,7 @@ from jaxclip.sharding import (
     tree_sharding,
     use_mesh,
 )
+from tests import xla
 
 INPUTS = clip.Inputs(
     image_size=224, mean=(0,), std=(1,), vocab_size=49_408, context_length=77, pad_id=0, eos_id=1
@@ -167,7 +172,6 @@ def test_batch_must_divide():
     [
         ({}, (), True, "one process"),
         ({"COORDINATOR_ADDRESS": "h:1", "NUM_PROCESSES": "4", "PROCESS_ID": "2"}, (), True, "h:1"),
-        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "77"}, (), True, "SLURM job 77"),
         ({"SLURM_STEP_NUM_TASKS": "1"}, (), True, "one process"),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, (), True, "TPU slice"),
         ({}, ("/dev/accel0",), True, "TPU slice"),
@@ -188,6 +192,48 @@ def test_start_up_by_what_the_machine_says(env, device_files, libtpu, expected, 
     assert expected in initialize_distributed()
     assert calls == ([] if expected == "one process" else [("h:1", 4, 2)] if env.get("PROCESS_ID")
                      else [()])  # fmt: skip
+
+
+JOIN = """
+import jax, numpy
+from jax.experimental import multihost_utils
+from jaxclip.sharding import initialize_distributed
+print(initialize_distributed())
+print(multihost_utils.process_allgather(numpy.int32(7 + jax.process_index())).tolist())
+"""
+
+
+def free_job_id() -> int:
+    """One whose port for the coordinator, 61440 + id in jax, nobody listens at."""
+    for job in range(os.getpid() % 4000, 4096):
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", 61440 + job)):
+                return job
+    raise AssertionError("no free port")
+
+
+def test_a_slurm_step_of_two_tasks_joins():
+    """jax's own reading of what srun sets, on one node; nothing is faked but srun."""
+    job = free_job_id()
+    slurm = {"JOB_ID": job, "STEP_NODELIST": "localhost", "STEP_NUM_TASKS": 2, "NTASKS": 2}
+    tasks = []
+    for i in range(2):
+        env = {f"SLURM_{k}": str(v) for k, v in (slurm | {"PROCID": i, "LOCALID": i}).items()}
+        env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags(devices=1)}
+        tasks.append(
+            subprocess.Popen(
+                [sys.executable, "-c", JOIN],
+                cwd=Path(__file__).parent.parent,
+                env=os.environ | env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    for i, (out, err) in enumerate([task.communicate(timeout=300) for task in tasks]):
+        assert tasks[i].returncode == 0, err
+        assert out.splitlines()[0] == f"process {i} of 2 (SLURM job {job})"
+        assert "[7, 8]" in out  # each has heard of the other
 
 
 def test_a_coordinator_alone_is_not_enough(monkeypatch):

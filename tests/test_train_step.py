@@ -20,7 +20,7 @@ import pytest
 
 from jaxclip.config import TrainConfig
 from jaxclip.data.sources import Source
-from jaxclip.losses import LossConfig, make_loss
+from jaxclip.losses import RELATIONS, LossConfig, make_loss
 from jaxclip.models import clip
 from jaxclip.models.clip import ClipConfig
 from jaxclip.models.layers import TransformerConfig
@@ -231,6 +231,22 @@ def test_related_pairs_are_counted(history):
         for name, ids in batch(seed=seed)["relations"].items():
             same = (ids[:, None] == ids[None]).all(-1).sum() - B
             np.testing.assert_allclose(metrics[f"pairs_{name}"], same / (B * (B - 1)), rtol=1e-6)
+
+
+def test_each_relation_is_of_its_own_ids():
+    ids = {
+        "same_caption": "caption_id",
+        "same_image": "image_id",
+        "same_figure": "figure_id",
+        "same_article": "article_id",
+        "same_label": "label_id",
+    }
+    assert set(ids) == set(RELATIONS)
+    low, high = 1 + np.arange(5)[:, None], 10 + np.arange(5)[:, None]
+    rows = {name: low[i] + (high[i] << 32) for i, name in enumerate(ids.values())}
+    relations = step_batch(rows)["relations"]
+    expected = {name: [[1 + i, 10 + i]] for i, name in enumerate(ids)}  # of 64 bits both halves
+    assert {name: words.tolist() for name, words in relations.items()} == expected
 
 
 def test_pairs_that_the_loss_takes_apart_are_counted():

@@ -7,8 +7,9 @@ Times the very step that jaxclip.train runs, on a synthetic batch that stays on 
 reading, no copying, no metrics read. Needs no dataset. Runs on whatever jax finds: a CPU, one GPU,
 many devices (--config.sharding).
 
-The limit is measured in the same run, in turn with the step: the products by the MLPs' kernels,
-with the batch's number of rows, in the compute dtype, on all devices at once; the better tower's.
+The limit is measured in the same run, in turn with the step: the products by the MLPs' kernels (of
+a ResNet, by those of the 1 x 1 convolutions of its last stage), with the batch's number of rows, in
+the compute dtype, on all devices at once; the better tower's.
 Of FLOPs only the model's count (clip.flops_per_pair x 3), not what remat computes again, nor the
 loss.
 """
@@ -34,6 +35,7 @@ from jaxclip.data.record import write_atomically
 from jaxclip.losses import RELATIONS
 from jaxclip.metrics import PEAK_FLOPS
 from jaxclip.models import clip
+from jaxclip.models.resnet import ResNetConfig
 from jaxclip.optimizer import make_schedule
 from jaxclip.sharding import (
     AXES,
@@ -82,7 +84,7 @@ def benchmark(config: TrainConfig, vocab_size: int, steps: int, repeats: int) ->
         image_size=image.size, mean=image.mean, std=image.std, vocab_size=vocab_size,
         context_length=config.data.tokenizer.context_length, pad_id=0, eos_id=1,
     )  # fmt: skip
-    batch = synthetic_batch(inputs, config.batch_size, mesh)
+    batch = synthetic_batch(inputs, config.batch_size, mesh, image.naflex_patch_size)
     compiled, state, compile_seconds = compile_step(config, inputs, mesh, batch)
 
     def run(num_steps: int) -> float:
@@ -131,23 +133,30 @@ def benchmark(config: TrainConfig, vocab_size: int, steps: int, repeats: int) ->
     }
 
 
-def synthetic_batch(inputs: clip.Inputs, batch_size: int, mesh: Mesh) -> StepBatch:
-    """Noise for images; texts of every length; no two pairs of one article, figure or label."""
+def synthetic_batch(
+    inputs: clip.Inputs, batch_size: int, mesh: Mesh, naflex_patch_size: int = 0
+) -> StepBatch:
+    """Noise for images; texts of every length; no two pairs of one article, figure or label.
+
+    For NaFlex square images, which have as many patches as there may be.
+    """
 
     def draw():
         keys = jax.random.split(jax.random.key(0), 3)
-        T, S = inputs.context_length, inputs.image_size
+        T, S, P = inputs.context_length, inputs.image_size, naflex_patch_size
         tokens = jax.random.randint(keys[0], (batch_size, T), 2, inputs.vocab_size)
         end = jax.random.randint(keys[1], (batch_size, 1), 0, T)
         place = jnp.arange(T)
         tokens = jnp.where(place == end, inputs.eos_id, tokens)
         number_B1 = jnp.arange(batch_size, dtype=jnp.int32)[:, None]
         ids_B2 = jnp.pad(number_B1, ((0, 0), (0, 1)))
-        return {
-            "image": jax.random.bits(keys[2], (batch_size, S, S, 3), jnp.uint8),
+        shape = ((S // P) ** 2, P * P * 3) if P else (S, S, 3)
+        batch = {
+            "image": jax.random.bits(keys[2], (batch_size, *shape), jnp.uint8),
             "tokens": jnp.where(place > end, inputs.pad_id, tokens),
             "relations": dict.fromkeys(RELATIONS, ids_B2) | {"labels": number_B1},
         }
+        return batch | ({"grid": jnp.full((batch_size, 2), S // P, jnp.int32)} if P else {})
 
     return jax.jit(draw, out_shardings=batch_sharding(mesh))()
 
@@ -177,10 +186,7 @@ def make_limit(
     Rows [B * T, D] by [D, F] and back by [F, D], over and over inside one program, for about half a
     second.
     """
-    t = getattr(config, tower).transformer
-    length = inputs.context_length
-    if tower == "image":
-        length = (inputs.image_size // config.image.patch_size) ** 2
+    length, D, F = product_sizes(config, inputs, tower)
     devices = mesh.size
     rows = batch_size * length // devices * devices
     dtype = clip.DTYPES[config.dtype]
@@ -189,7 +195,6 @@ def make_limit(
     @jax.jit
     def make():
         keys = jax.random.split(jax.random.key(0), 3)
-        D, F = t.width, t.hidden_width
         up = jax.random.normal(keys[0], (D, F), dtype) * D**-0.5
         down = jax.random.normal(keys[1], (F, D), dtype) * F**-0.5
         x = jax.random.normal(keys[2], (rows, D), dtype)
@@ -208,8 +213,20 @@ def make_limit(
 
     seconds(1)  # compiles
     times = max(1, round(0.5 / seconds(1)))
-    flops = 4 * rows * t.width * t.hidden_width
+    flops = 4 * rows * D * F
     return lambda: times * flops / seconds(times)
+
+
+def product_sizes(config: clip.ClipConfig, inputs: clip.Inputs, tower: str) -> tuple[int, int, int]:
+    """Rows an image or text, and the width and hidden width of the products that cost most."""
+    if tower == "text":
+        length, t = inputs.context_length, config.text.transformer
+    elif isinstance(config.image, ResNetConfig):
+        width = config.image.width
+        return (inputs.image_size // config.image.stride) ** 2, width, width // 4
+    else:
+        length, t = (inputs.image_size // config.image.patch_size) ** 2, config.image.transformer
+    return length, t.width, t.hidden_width
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

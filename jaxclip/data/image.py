@@ -35,13 +35,13 @@ class ImageConfig:
     naflex_patch_size: int = 0  # > 0: images keep their aspect, and become at most (size / this)**2
     # patches of this size (SigLIP 2's NaFlex); no `resize`, and crop_ratio is of the image's own
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of pixels in [0, 1]
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)  # CLIP's, as the mean
     crop_scale: tuple[float, float] = (0.9, 1.0)  # training: share of the area; (1, 1) and
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # ratio (1, 1): the evaluation's crop
     flip_probability: float = 0.0  # 0: a mirrored radiograph is another finding
     brightness: float = 0.0  # strength of jitter: factor from [1 - x, 1 + x]
-    contrast: float = 0.0
-    saturation: float = 0.0
+    contrast: float = 0.0  # likewise, about the image's mean grey
+    saturation: float = 0.0  # likewise, about each pixel's grey
 
     def validate(self, name: str = "data.image") -> None:
         if self.size < 1:
@@ -59,6 +59,10 @@ class ImageConfig:
             raise ValueError(
                 f"{name}.interpolation ({self.interpolation!r}) must be one of {INTERPOLATIONS}."
             )
+        for field, low, rule in (("mean", -math.inf, "finite"), ("std", 0.0, "more than 0")):
+            values = getattr(self, field)
+            if len(values) != 3 or not all(low < value < math.inf for value in values):
+                raise ValueError(f"{name}.{field} {values} must be 3 numbers (RGB), each {rule}.")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"{name}.crop_scale {self.crop_scale} must be 0 < low <= high <= 1.")

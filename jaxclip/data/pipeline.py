@@ -7,6 +7,7 @@ resumed with others of them, from "the next sample is number i". Imports no jax.
 """
 
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -19,7 +20,7 @@ import numpy as np
 from jaxclip.data.image import ImageError, eval_image, train_image
 from jaxclip.data.naflex import naflex_patches
 from jaxclip.data.order import Ref, TrainSamples
-from jaxclip.data.record import Record, article_key, figure_key, hash64
+from jaxclip.data.record import DamagedError, Record, article_key, figure_key, hash64
 from jaxclip.data.sources import DataConfig, Source
 from jaxclip.data.text import Tokenizer, choose_text
 
@@ -148,7 +149,7 @@ class _Load:
                 return eval_image(record.image, self.config.image)
             return train_image(record.image, self.config.image, rng)
         except ImageError as error:
-            raise ValueError(
+            raise DamagedError(
                 f"Record {ref.position} of {self.datasets[ref.source].path} has an unreadable "
                 f"image ({error}), though it was readable when the dataset was written. Copy it "
                 "again."
@@ -224,9 +225,11 @@ class _Chunks:
             for number in range(self.num_batches()):
                 pieces = list(itertools.islice(iterator, self.per_batch))
                 if self.num_workers:
-                    yield {key: np.concatenate([p[key] for p in pieces]) for key in pieces[0]}
+                    batch = {key: np.concatenate([p[key] for p in pieces]) for key in pieces[0]}
                 else:
-                    yield self.filling.pop(number)
+                    batch = self.filling.pop(number)
+                del pieces  # shared memory, that need not wait for the next ones
+                yield batch
 
 
 class TrainInput:
@@ -237,7 +240,7 @@ class TrainInput:
     what two rows have in common, int64 [b], equal where it is the same: "article_id", "figure_id",
     "image_id", "caption_id". With data.label also "label_id", and "labels" int32 [b, L]; see _Load.
     To be closed when done: a context manager. Memory: three batches and a chunk a thread, besides
-    the batch that is given out.
+    the batch that is given out. A record that cannot be read is a DamagedError, which names it.
 
     Args:
       next_sample: number of the first sample to give out, as `next_sample` was when saved.
@@ -272,9 +275,15 @@ class TrainInput:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self.next_sample += self.batch_size
-        return batch
+        try:
+            batch = next(self._batches)
+        except DamagedError as error:  # Grain raises it again, for a worker process
+            told = str(error)
+        else:
+            self.next_sample += self.batch_size
+            return batch
+        gc.collect()  # Grain's frames are garbage that holds shared memory
+        raise DamagedError(told)
 
     def __enter__(self) -> "TrainInput":
         return self

@@ -13,6 +13,7 @@ the same command reuses, and nothing that opens. A record's position is its inde
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -40,7 +41,13 @@ SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}
 TEXT_FIELDS = ("caption", "panel_caption", "references", "summary")
+AGAIN = "Copy it again, or make it again."
+OTHER_VERSION = "Rebuild the dataset with this jaxclip, or install the one that wrote it."
 COPY_COMMANDS = {"gs": "gcloud storage rsync", "s3": "aws s3 sync"}  # they go on where they stopped
+
+
+class DamagedError(ValueError):
+    """A dataset that cannot be read; says which file or record, why, and what to do."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -79,13 +86,20 @@ class Record:
         try:
             version, fields = msgpack.unpackb(data)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise ValueError(f"Not a jaxclip record ({len(data)} bytes): {error}") from None
+            raise ValueError(
+                f"Not a jaxclip record ({len(data)} bytes): {error}. {AGAIN}"
+            ) from None
         if version != SCHEMA_VERSION:
             raise ValueError(
                 f"Record has schema version {version}; this jaxclip reads {SCHEMA_VERSION}. "
-                "Rebuild the dataset with this jaxclip, or install the one that wrote it."
+                f"{OTHER_VERSION}"
             )
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(
+                f"Record has other fields than schema version {version} ({error}). {OTHER_VERSION}"
+            ) from None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -110,10 +124,15 @@ def split_of(group: str, fractions: Sequence[float] = (0.9, 0.05, 0.05), salt: s
     """The split of all records of `group` (an article), by stable hash: never two splits.
 
     Args:
-      group: article id.
+      group: article id; its spellings ("PMC123", "123", "PMC123.1") have one split in all corpora.
       fractions: of train, validation, test; sums to 1.
       salt: another salt is another partition.
     """
+    name = article_name(group)
+    if re.fullmatch(r"[1-9]\d*", name):
+        group = f"PMC{name}"
+    elif name.startswith("10."):  # a DOI; other names are kept, capitals and all
+        group = name
     digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
     u = int.from_bytes(digest[:8], "big") / 2**64
     if u < fractions[0]:
@@ -129,11 +148,14 @@ def hash64(text: str | bytes) -> int:
 
 def article_key(record: "Record") -> str:
     """Names the record's article alike in all corpora; "" where the record does not say it."""
-    return same_article(record.article_id)
+    return article_name(record.article_id)
 
 
-def same_article(article_id: str) -> str:
-    """ "PMC123", "pmc123.1" (a version), "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a"."""
+def article_name(article_id: str) -> str:
+    """One name for the spellings of an article's id.
+
+    "PMC123", "pmc123.1" (a version) and "123" -> "123"; "https://doi.org/10.1/A" -> "10.1/a".
+    """
     name = article_id.strip().lower()
     if pmcid := re.fullmatch(r"pmc ?(\d+)(\.\d+)?", name):
         return pmcid[1]
@@ -179,6 +201,16 @@ def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
 def temporary_name(path: epath.PathLike) -> str:
     """Beside `path`, and of this call only: several threads may be writing the same file."""
     return f"{os.fspath(path)}.{uuid.uuid4().int}.tmp"
+
+
+@contextlib.contextmanager
+def reading(file: epath.PathLike) -> Iterator[None]:
+    """Names the file where a library says no more than what is wrong in it."""
+    try:
+        yield
+    except (ValueError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DamagedError(f"{os.fspath(file)} cannot be read ({reason}). {AGAIN}") from error
 
 
 def local_path(path: epath.PathLike) -> epath.Path:
@@ -379,13 +411,14 @@ class Dataset:
                 else f"{self.path} is not a dataset (no manifest.json). Make one with "
                 "`python -m data_pipelines.table` or `python -m data_pipelines.synthetic`."
             )
-        manifest = json.loads(file.read_text())
-        if manifest.get("format") != "jaxclip-dataset":
+        with reading(file):
+            manifest = json.loads(file.read_text())
+        if not isinstance(manifest, dict) or manifest.get("format") != "jaxclip-dataset":
             raise ValueError(f"{file} is not the manifest of a jaxclip dataset.")
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
                 f"{self.path} has schema version {manifest['schema_version']}; this jaxclip reads "
-                f"{SCHEMA_VERSION}. Rebuild it with this jaxclip, or install the one that wrote it."
+                f"{SCHEMA_VERSION}. {OTHER_VERSION}"
             )
         return manifest
 
@@ -395,9 +428,8 @@ class Dataset:
             size = file.stat().length if file.exists() else None
             if size != part["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise ValueError(
-                    f"{file} {found}; the manifest says {part['bytes']} bytes. The copy of the "
-                    "dataset is damaged: copy it again, or rebuild it."
+                raise DamagedError(
+                    f"{file} {found}; the manifest says {part['bytes']} bytes. {AGAIN}"
                 )
 
     @property
@@ -408,7 +440,13 @@ class Dataset:
         return self.manifest["counts"]["out"]
 
     def __getitem__(self, position: int) -> Record:
-        return Record.unpack(self._source[position])
+        """Raises DamagedError for a record that cannot be read."""
+        try:
+            return Record.unpack(self._source[position])
+        except ValueError as error:
+            raise DamagedError(f"Record {position} of {self.path}: {error}") from error
+        except RuntimeError as error:  # of ArrayRecord
+            raise DamagedError(f"Record {position} of {self.path}: {error}. {AGAIN}") from error
 
     def __repr__(self) -> str:
         return f"Dataset({os.fspath(self.path)!r}, {len(self)} records, {self.content_hash[:12]})"
@@ -421,7 +459,8 @@ class Dataset:
     @property
     def column_names(self) -> list[str]:
         """Of metadata.parquet."""
-        return pq.read_schema(os.fspath(self.path / METADATA)).names
+        with reading(self.path / METADATA):
+            return pq.read_schema(os.fspath(self.path / METADATA)).names
 
     def columns(self, names: Sequence[str] | None) -> pa.Table:
         """Some columns of metadata.parquet. Raises ValueError naming a column that is not there."""
@@ -429,7 +468,8 @@ class Dataset:
         have = self.column_names
         if missing := [name for name in names or () if name not in have]:
             raise ValueError(f"{file} has no column {missing}. It has: {', '.join(have)}.")
-        return pq.read_table(file, columns=None if names is None else list(names))
+        with reading(file):
+            return pq.read_table(file, columns=None if names is None else list(names))
 
     def positions(self, split: str | None = None) -> np.ndarray:
         """Positions of all records of a split, ascending, int64 [N]; None means every record."""

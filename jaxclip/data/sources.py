@@ -14,6 +14,8 @@ from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.text import TextPolicy, TokenizerConfig
 from jaxclip.data.tfds import TfdsDataset
 
+NO_TRAIN = "Set data.path or data.text.fields to what has records with text."
+NO_EVAL = "Set --config.eval.split='' to train without evaluation, or make the dataset with splits."
 MAX_LABELS = 64  # of a record, as each row of a batch has room for as many
 
 
@@ -96,10 +98,11 @@ def open_sources(config: DataConfig, split: str | None) -> list[Source]:
         has_text = np.sum([column.to_numpy() for column in chars.columns], axis=0) > 0
         used = positions[has_text[positions]]
         if not len(used):
+            why = f", and none has text in data.text.fields {fields}"
             raise ValueError(
-                f"data.path ({path}) has {len(positions)} records in {split or 'all'}, and none "
-                f"has text in data.text.fields {fields}. Splits: "
-                f"{dataset.manifest['counts']['splits']}."
+                f"data.path ({path}) has {len(positions)} records in {f'its {split} split' if split else 'all'}"
+                f"{why if len(positions) else ''}. Splits: {dataset.manifest['counts']['splits']}. "
+                f"{NO_TRAIN if split == 'train' else NO_EVAL}"
             )
         without_text = len(positions) - len(used)
         weight = float(len(used))

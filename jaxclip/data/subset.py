@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxclip.data.record import SPLITS, Dataset, local_path, write_atomically
+from jaxclip.data.record import SPLITS, Dataset, local_path, reading, write_atomically
 from jaxclip.data.tfds import TfdsDataset, is_tfds
 
 FORMAT = "jaxclip-subset"
@@ -53,7 +53,8 @@ class Subset:
                 f"now is {self.dataset.content_hash[:12]}. Make the subset again, with the "
                 "`made_by` of its manifest.json, or bring that version back."
             )
-        self._positions = np.load(self.path / POSITIONS, allow_pickle=False)
+        with reading(self.path / POSITIONS):
+            self._positions = np.load(self.path / POSITIONS, allow_pickle=False)
         if positions_hash(self._positions) != self.manifest["positions_sha256"]:
             raise ValueError(
                 f"{self.path / POSITIONS} does not have the content of the manifest. Copy the "

@@ -40,11 +40,11 @@ class TokenizerConfig:
         for field, known in (("kind", ("auto", *KINDS)), ("clean", ("auto", *CLEANERS))):
             if (value := getattr(self, field)) not in known:
                 names = ", ".join(known)
-                raise ValueError(f"tokenizer.{field} ({value!r}) must be one of {names}.")
+                raise ValueError(f"data.tokenizer.{field} ({value!r}) must be one of {names}.")
         if self.context_length < 2:
             raise ValueError(
-                f"tokenizer.context_length ({self.context_length}) must be at least 2: a token and "
-                "eos. Set it to 77 (CLIP), 64 (SigLIP) or 256 (BiomedCLIP)."
+                f"data.tokenizer.context_length ({self.context_length}) must be at least 2: a "
+                "token and eos. Set it to 77 (CLIP), 64 (SigLIP) or 256 (BiomedCLIP)."
             )
 
 
@@ -79,7 +79,8 @@ class Tokenizer:
             self._vocabulary = vocabulary = open_vocabulary(config.kind, content)
         except ValueError as error:
             raise ValueError(
-                f"tokenizer.path ({config.path}) is {error}. Set tokenizer.path, or tokenizer.kind."
+                f"data.tokenizer.path ({config.path}) is {error}. Set data.tokenizer.path, or "
+                "data.tokenizer.kind."
             ) from error
         self.context_length = config.context_length
         self.vocab_size = vocabulary.size
@@ -91,7 +92,7 @@ class Tokenizer:
         self._room = self.context_length - 1 - (self.bos_id is not None)
         if self._room < 1:
             raise ValueError(
-                f"tokenizer.context_length ({self.context_length}) must be at least 3: bos, a "
+                f"data.tokenizer.context_length ({self.context_length}) must be at least 3: bos, a "
                 "token and eos. Set it to 77 or so."
             )
         self.clean = vocabulary.clean if config.clean == "auto" else config.clean
@@ -103,9 +104,9 @@ class Tokenizer:
         token_id = self._vocabulary.token_id(token) if token else None
         if token_id is None:
             raise ValueError(
-                f"tokenizer.{field} ({value!r}) must be a token of tokenizer.path "
+                f"data.tokenizer.{field} ({value!r}) must be a token of data.tokenizer.path "
                 f"({self._config.path}), which {f'lacks {token!r}' if token else 'names none'}. "
-                f"Set tokenizer.{field} to a token of the file."
+                f"Set data.tokenizer.{field} to a token of the file."
             )
         self.special_tokens[field] = token
         return token_id
@@ -175,18 +176,20 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """
     config.validate()
     if not config.path:
-        raise ValueError("tokenizer.path is empty. Set it to a vocabulary's file.")
+        raise ValueError("data.tokenizer.path is empty. Set it to a vocabulary's file.")
     path = epath.Path(config.path)
     kind = config.kind
     if kind == "auto":
         kind = next((kind for end, kind in KIND_OF_SUFFIX.items() if path.name.endswith(end)), "")
     if not kind:
         raise ValueError(
-            f"tokenizer.kind (auto) needs tokenizer.path ({config.path}) to end in "
-            f"{', '.join(KIND_OF_SUFFIX)}. Set tokenizer.kind to one of {', '.join(KINDS)}."
+            f"data.tokenizer.kind (auto) needs data.tokenizer.path ({config.path}) to end in "
+            f"{', '.join(KIND_OF_SUFFIX)}. Set data.tokenizer.kind to one of {', '.join(KINDS)}."
         )
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer.path ({config.path}) is not a file. Check the path.")
+        raise FileNotFoundError(
+            f"data.tokenizer.path ({config.path}) is not a file. Check the path."
+        )
     return Tokenizer(dataclasses.replace(config, kind=kind), path.read_bytes())
 
 
@@ -203,17 +206,17 @@ class TextPolicy:
     def validate(self) -> None:
         known = ", ".join(TEXT_FIELDS)
         if not self.fields or not set(self.fields) <= set(TEXT_FIELDS):
-            raise ValueError(f"text.fields ({self.fields}) must be one or more of {known}.")
+            raise ValueError(f"data.text.fields ({self.fields}) must be one or more of {known}.")
         if not set(self.append) <= set(TEXT_FIELDS):
-            raise ValueError(f"text.append ({self.append}) must be of {known}.")
+            raise ValueError(f"data.text.append ({self.append}) must be of {known}.")
         if len({*self.fields, *self.append}) < len(self.fields) + len(self.append):
             raise ValueError(
-                f"text.fields ({self.fields}) and text.append ({self.append}) must be different. "
-                "Name each once."
+                f"data.text.fields ({self.fields}) and data.text.append ({self.append}) must be "
+                "different. Name each once."
             )
         if self.combine not in COMBINE:
             raise ValueError(
-                f"text.combine ({self.combine!r}) must be one of {', '.join(COMBINE)}."
+                f"data.text.combine ({self.combine!r}) must be one of {', '.join(COMBINE)}."
             )
 
 

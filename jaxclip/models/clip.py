@@ -32,9 +32,9 @@ TEXT_PROJECTIONS = ("linear", "mlp", "none")
 class ClipConfig:
     """Two towers and their common space."""
 
-    image: ViTConfig | ResNetConfig = dataclasses.field(default_factory=ViTConfig)
-    text: TextConfig | BertConfig = dataclasses.field(default_factory=TextConfig)
-    embed_dim: int = 512
+    image: ViTConfig | ResNetConfig = dataclasses.field(default_factory=ViTConfig)  # its tower
+    text: TextConfig | BertConfig = dataclasses.field(default_factory=TextConfig)  # its tower
+    embed_dim: int = 512  # of the common space
     image_projection: bool = True  # SigLIP's image tower has none: its width is embed_dim
     text_projection: str = "linear"  # TEXT_PROJECTIONS; mlp: two matrices (BiomedCLIP)
     image_projection_bias: bool = False  # big_vision's has one, and so has a ResNet's, always
@@ -72,7 +72,7 @@ class ClipConfig:
                     f"{name}.{tower}_projection is off, so {name}.embed_dim ({self.embed_dim}) "
                     f"must equal the width of {name}.{tower} ({width})."
                 )
-        if self.init_temperature <= 0:
+        if not 0 < self.init_temperature < math.inf:
             raise ValueError(f"{name}.init_temperature ({self.init_temperature}) must be positive.")
         for tower in ("image", "text"):
             transformer = getattr(getattr(self, tower), "transformer", None)

@@ -32,9 +32,9 @@ ATTENTION_IMPLEMENTATIONS = ("xla", "cudnn")
 class TransformerConfig:
     """Pre-norm transformer blocks."""
 
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
+    width: int = 768  # of the residual stream
+    depth: int = 12  # blocks
+    num_heads: int = 12  # of attention; each has width / num_heads dimensions
     mlp_width: int = 0  # 0: 4 x width
     activation: str = "gelu"  # ACTIVATIONS
     norm_epsilon: float = 1e-5  # CLIP 1e-5; SigLIP, timm 1e-6
@@ -59,6 +59,14 @@ class TransformerConfig:
         if self.width % self.num_heads:
             raise ValueError(
                 f"{name}.width ({self.width}) must divide by {name}.num_heads ({self.num_heads})."
+            )
+        if self.mlp_width < 0:
+            raise ValueError(
+                f"{name}.mlp_width ({self.mlp_width}) must be at least 1, or 0: 4 x {name}.width."
+            )
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(
+                f"{name}.norm_epsilon ({self.norm_epsilon}) must be in (0, 1). Set it to 1e-5."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"{name}.dropout ({self.dropout}) must be in [0, 1).")

@@ -28,7 +28,7 @@ SIZES = {
 class ViTConfig:
     """ViT image tower. The image's size is the data's: `data.image.size`."""
 
-    patch_size: int = 16
+    patch_size: int = 16  # pixels, both sides; divides data.image.size
     transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     pool: str = "class_token"  # POOLS; map: SigLIP's attention pooling
     pre_norm: bool = True  # a LayerNorm before the first block (CLIP); SigLIP has none

@@ -11,7 +11,16 @@ import msgpack
 import pytest
 
 from jaxclip.data import record
-from jaxclip.data.record import Dataset, Drop, Example, Record, article_key, figure_key, split_of
+from jaxclip.data.record import (
+    DamagedError,
+    Dataset,
+    Drop,
+    Example,
+    Record,
+    article_key,
+    figure_key,
+    split_of,
+)
 
 SHARDS = 3
 KILLED_AT = (  # each leaves another mix of finished, half-written and missing files
@@ -109,9 +118,13 @@ def test_bytes_that_are_no_record_are_refused(data):
         Record.unpack(data)
 
 
-def test_record_of_another_schema_version_is_refused():
+def test_record_of_another_schema_version_or_with_other_fields_is_refused():
     with pytest.raises(ValueError, match="schema version 99; this jaxclip reads 1"):
         Record.unpack(msgpack.packb([99, {}]))
+    with pytest.raises(ValueError, match=r"Record has other fields .*'colour'\)\. Rebuild"):
+        Record.unpack(msgpack.packb([1, {"colour": "red"}]))
+    with pytest.raises(ValueError, match=r"Record has other fields than schema version 1"):
+        Record.unpack(msgpack.packb([1, {}]))
 
 
 def test_dataset_round_trip(dataset):
@@ -243,6 +256,40 @@ def test_truncated_or_missing_shard(dataset):
         Dataset(dataset.path)
 
 
+def overwrite(file, start: int, stop: int) -> None:
+    """Sets bytes to 0, counted from the end if negative: a bad disk leaves sizes as they are."""
+    content = bytearray(file.read_bytes())
+    content[start:stop] = bytes(len(content[start:stop]))
+    file.write_bytes(content)
+
+
+# of Parquet the schema at the end, or a page at the start: two kinds of error in pyarrow
+@pytest.mark.parametrize("damaged", [(-100, -50), (0, 200)])
+def test_damaged_metadata_is_named(dataset, damaged):
+    overwrite(dataset.path / "metadata.parquet", *damaged)
+    match = r"metadata\.parquet cannot be read \([^\n]*\)\. Copy it again, or make it again\.$"
+    with pytest.raises(DamagedError, match=match):
+        Dataset(dataset.path).columns(None)
+
+
+def test_half_a_manifest_is_named(dataset):
+    file = dataset.path / "manifest.json"
+    for content in (file.read_bytes()[:300], b"[1]", b"\xff"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"/dataset/manifest\.json (cannot be read|is not)"):
+            Dataset(dataset.path)
+
+
+def test_record_that_cannot_be_read_is_named(dataset):
+    overwrite(dataset.path / "records-00001.array_record", 64 + 40, 64 + 60)
+    with pytest.raises(DamagedError, match=rf"Record 2 of {dataset.path}: .*hash mismatch.* Copy"):
+        Dataset(dataset.path)[2]
+    assert Dataset(dataset.path)[0].caption == "c0"
+    foreign = Dataset(dataset.path, source={4: msgpack.packb([99, {}])})
+    with pytest.raises(DamagedError, match=rf"Record 4 of {dataset.path}: Record has schema"):
+        foreign[4]
+
+
 def test_verify_finds_a_changed_record(dataset):
     """A shard of the same size with other records: sizes agree, hashes do not."""
     other = write_other(dataset.path.parent / "other")
@@ -275,6 +322,18 @@ def test_split_is_the_same_for_ever():
     assert split_of("PMC5") == split_of("PMC9") == "test"
     assert split_of("PMC1", salt="1") == "train"
     assert split_of("PMC2", (0.5, 0.25, 0.25)) == "validation"
+    # what is no article of PMC and no DOI, as it is written
+    assert split_of("patient2") == "train" and split_of("Patient2") == "test"
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [[f"PMC{n}", f"pmc{n}.1", f"{n}", f" PMC {n} "] for n in (1, 2, 5, 9, 123)]
+    + [["10.1/Ab", "https://doi.org/10.1/AB", "doi:10.1/ab"]],
+)
+def test_an_article_is_in_one_split_of_all_corpora(spellings):
+    for salt in ("", "1", "2"):
+        assert len({split_of(name, (0.4, 0.3, 0.3), salt) for name in spellings}) == 1
 
 
 def test_split_fractions_and_salt():

@@ -77,6 +77,15 @@ def test_damage_is_told(subset):
     np.save(subset.path / "positions.npy", np.array([0, 3, 20, 40]))
     with pytest.raises(ValueError, match="does not have the content of the manifest"):
         Subset(subset.path)
+    file = subset.path / "positions.npy"
+    whole = file.read_bytes()
+    for content in (whole[:-8], whole[:40], b""):  # cut in the numbers, in the header, before it
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{file} cannot be read \(.*\)\. Copy it again"):
+            Subset(subset.path)
+    (subset.path / "manifest.json").write_text('{"format": "jaxclip-sub')
+    with pytest.raises(ValueError, match=r"subset/manifest\.json cannot be read"):
+        open_dataset(subset.path)
 
 
 def test_nothing_is_overwritten(subset, tiny_dataset, tmp_path):

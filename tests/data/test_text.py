@@ -362,18 +362,24 @@ def test_vocab_size_is_above_ids_with_gaps(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"path": ""}, "tokenizer.path is empty. Set it to"),
-        ({"kind": "gpt2"}, "tokenizer.kind ('gpt2') must be one of auto, clip, json"),
-        ({"clean": "ftfy"}, "tokenizer.clean ('ftfy') must be one of auto, none, clip"),
-        ({"context_length": 1}, "tokenizer.context_length (1) must be at least 2"),
-        ({"context_length": 2}, "tokenizer.context_length (2) must be at least 3: bos, a token"),
-        ({"path": "words.dat"}, "tokenizer.kind (auto) needs tokenizer.path (words.dat) to end in"),
+        ({"path": ""}, "data.tokenizer.path is empty. Set it to"),
+        ({"kind": "gpt2"}, "data.tokenizer.kind ('gpt2') must be one of auto, clip, json"),
+        ({"clean": "ftfy"}, "data.tokenizer.clean ('ftfy') must be one of auto, none, clip"),
+        ({"context_length": 1}, "data.tokenizer.context_length (1) must be at least 2"),
+        (
+            {"context_length": 2},
+            "data.tokenizer.context_length (2) must be at least 3: bos, a token",
+        ),
+        (
+            {"path": "words.dat"},
+            "data.tokenizer.kind (auto) needs data.tokenizer.path (words.dat) to end in",
+        ),
         ({"kind": "clip"}, "is not a clip vocabulary: "),
         ({"kind": "json"}, "is not a json vocabulary: "),
         ({"kind": "sentencepiece"}, "is not a sentencepiece vocabulary: "),
-        ({"pad": "<pad>"}, "tokenizer.pad ('<pad>') must be a token of tokenizer.path"),
-        ({"bos": "<s>"}, "lacks '<s>'. Set tokenizer.bos to a token of the file."),
-        ({"eos": ""}, "tokenizer.eos ('') must be a token"),
+        ({"pad": "<pad>"}, "data.tokenizer.pad ('<pad>') must be a token of data.tokenizer.path"),
+        ({"bos": "<s>"}, "lacks '<s>'. Set data.tokenizer.bos to a token of the file."),
+        ({"eos": ""}, "data.tokenizer.eos ('') must be a token"),
     ],
 )
 def test_errors_say_what_to_do(vocab_path, settings, message):
@@ -431,6 +437,8 @@ def test_choose_text_draws_every_text_and_sentence():
     rng = np.random.default_rng(0)
     policy = TextPolicy(fields=("caption", "references", "summary"), combine="sample")
     assert {choose_text(TEXTS, policy, rng) for _ in range(50)} == {"(a) CT. (b) MRI.", "S"}
+    joined = dataclasses.replace(policy, combine="join")
+    assert {choose_text(TEXTS, joined, rng) for _ in range(9)} == {"(a) CT. (b) MRI. S"}
     policy = TextPolicy(random_sentence=True)
     assert {choose_text(TEXTS, policy, rng) for _ in range(50)} == {"(a) CT.", "(b) MRI."}
     assert choose_text({}, policy, rng) == ""
@@ -441,12 +449,18 @@ def test_choose_text_draws_every_text_and_sentence():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (TextPolicy(fields=()), "text.fields (()) must be one or more of caption"),
-        (TextPolicy(fields=("title",)), "text.fields (('title',)) must be one or more of caption"),
+        (TextPolicy(fields=()), "data.text.fields (()) must be one or more of caption"),
+        (
+            TextPolicy(fields=("title",)),
+            "data.text.fields (('title',)) must be one or more of caption",
+        ),
         (TextPolicy(fields=("caption", "caption")), "must be different. Name each once."),
-        (TextPolicy(append=("title",)), "text.append (('title',)) must be of caption"),
+        (TextPolicy(append=("title",)), "data.text.append (('title',)) must be of caption"),
         (TextPolicy(append=("caption",)), "must be different. Name each once."),
-        (TextPolicy(combine="mix"), "text.combine ('mix') must be one of first, join, sample."),
+        (
+            TextPolicy(combine="mix"),
+            "data.text.combine ('mix') must be one of first, join, sample.",
+        ),
     ],
 )
 def test_policy_errors(policy, message):

@@ -1,14 +1,18 @@
 """Transformer blocks: how they are run must not change what they compute."""
 
+import copy
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.models.layers import Dropout, MapHead, Transformer, TransformerConfig
-from tests.models.test_clip import random_params
+from jaxclip.models import clip
+from jaxclip.models.bert import BertConfig
+from jaxclip.models.layers import Attention, Dropout, MapHead, Transformer, TransformerConfig
+from tests.models.test_clip import IMAGES, INPUTS, TOKENS, VARIANTS, random_params
 
 CONFIG = TransformerConfig(width=8, depth=3, num_heads=2, dropout=0.5)
 
@@ -90,3 +94,50 @@ def test_a_part_of_a_batch_is_dropped_as_in_the_whole():
     # 1,000 draws a row, kept with 0.7 and scaled by 1 / 0.7: means within 5 standard deviations
     assert set(np.unique(whole)) == {np.float32(0), np.float32(1 / 0.7)}
     np.testing.assert_allclose(whole.mean((1, 2)), 1, atol=5 * np.sqrt(0.3 / 0.7 / 1000))
+
+
+# which parameters at 0 leave nothing to drop but in the place
+INPUT, ATTENTION, MLP = "embedding|pre_norm", r"attention'\]\['out", r"mlp'\]\['down"
+PLACES = {"input": (ATTENTION, MLP), "attention": (INPUT, MLP), "mlp": (INPUT, ATTENTION)}
+
+
+def zeroed(params, pattern):
+    """Those at 0 whose path has the pattern."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * (not re.search(pattern, jax.tree_util.keystr(path))), params
+    )
+
+
+@pytest.mark.parametrize("tower", ["image", "text", "bert"])
+def test_towers_drop_their_input_and_what_attention_and_mlp_add(tower):
+    config = copy.deepcopy(VARIANTS["openai"])  # no patch dropout
+    if tower == "bert":
+        config.text = BertConfig(transformer=config.text.transformer, max_positions=7)
+    for part in (config.image, config.text):
+        part.transformer.dropout = 0.5
+    encode, rows = clip.encode_text, TOKENS
+    if tower == "image":
+        encode, rows = clip.encode_image, IMAGES
+    shapes = jax.eval_shape(lambda: clip.init(config, INPUTS, jax.random.key(0)))
+    evaluate = jax.jit(lambda params: encode(config, INPUTS, params, rows))
+    train = jax.jit(lambda params: encode(config, INPUTS, params, rows, jax.random.key(1)))
+    for place, zeros in PLACES.items():
+        params = zeroed(random_params(shapes), "|".join(zeros))
+        moved_BE = np.abs(train(params) - evaluate(params))
+        assert (moved_BE.max(axis=1) > 1e-3).all(), place
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+def test_attention_is_computed_by_the_chosen_implementation(implementation, monkeypatch):
+    asked = []
+
+    def attend(query, *_, implementation, **__):
+        asked.append(implementation)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = dataclasses.replace(CONFIG, attention=implementation)
+    x_BTD = jnp.zeros((2, 5, 8))
+    jax.eval_shape(Attention(config, jnp.float32).init, jax.random.key(0), x_BTD, x_BTD)
+    assert asked == [implementation]

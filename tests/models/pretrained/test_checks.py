@@ -261,6 +261,7 @@ def test_one_tower_alone_is_loaded_and_embeds(name, tower, architecture, tmp_pat
         other = {"image": "text", "text": "image"}[tower]
         del fixture[f"{other}_embedding"]
         for key, ours in embeddings(model.family, model.params, fixture).items():
+            # unit vectors; float32 on both sides, sums in another order
             np.testing.assert_allclose(ours, fixture[key], atol=1e-5)
     elif tower == "image":
         assert model.encode_image([np.zeros((9, 7, 3), np.uint8)]).shape == (1, 48)

@@ -59,6 +59,7 @@ def test_sentence_embeddings_of_real_weights_equal_transformers():
     # mean-pooled over tokens alone, on batches that are filled up, with padding to 256
     text_ME = model.encode_text([str(caption) for caption in fixture["captions"]])
     assert text_ME.shape == (20, 384)
+    # unit vectors; float32 on both sides, sums in another order
     np.testing.assert_allclose(text_ME, fixture["text_embedding"], atol=1e-5)
     with pytest.raises(ValueError, match="has no image tower, only text"):
         model.encode_image([np.zeros((8, 8, 3), np.uint8)])
@@ -83,6 +84,7 @@ def test_embeddings_equal_big_vision(name):
         batch["image"] = 127.5 * (golden["image"] + 1)
     embed = jax.jit(functools.partial(clip.apply, family.model, family.inputs))
     image_BE, text_BE = embed(params, batch)
+    # as above, but the same products in the same library: JAX both times
     np.testing.assert_allclose(image_BE, golden["image_embedding"], atol=2e-6)
     np.testing.assert_allclose(text_BE, golden["text_embedding"], atol=2e-6)
     np.testing.assert_allclose(np.exp(params["logit_scale"]), golden["temperature"][0], rtol=1e-6)
