@@ -32,7 +32,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except (*USER_ERRORS, OSError) as error:
-            is_told = isinstance(error, USER_ERRORS) and _is_ours(error)
+            is_told = isinstance(error, USER_ERRORS) and is_ours(error)
             complaint = str(error) if is_told else _explain_path(error)
             if not complaint or os.environ.get("JAXCLIP_TRACEBACK"):
                 raise
@@ -62,7 +62,7 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
     cause = error
     while inner := cause.__cause__ or cause.__context__:
         cause = inner
-    if cause is not error and isinstance(cause, USER_ERRORS) and _is_ours(cause):  # get_config()
+    if cause is not error and isinstance(cause, USER_ERRORS) and is_ours(cause):  # get_config()
         return str(cause)
     for argument in argv:
         path, _, value = argument.removeprefix("--config.").partition("=")
@@ -108,7 +108,7 @@ def _explain_path(error: Exception) -> str:
     return ""
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether the line that raised it is the project's own."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:

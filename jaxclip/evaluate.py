@@ -8,44 +8,52 @@ r"""Scores one model or several, ours or anybody's, on a suite of evaluators.
 A model is the folder of a run, any checkpoint that jaxclip.load reads, or RUN:random, the model of
 a run with random parameters, of 8 seeds: what chance looks like. A,B,C are seeds of one recipe:
 their mean is reported, with an interval over images and seeds. Sets are the run's own datasets,
---data=DATASET or --set=NAME of evals/declared.py, in --sets_dir/NAME; one that is missing is named
-with the place to get it, and the others are scored. Embeddings are kept by content: a second
-evaluator, or a restart, does not embed again. Writes results.parquet, items.parquet, results.json
+--data=DATASET or --set=NAME of evals/declared.py, in --sets_dir/NAME. One that is missing is named
+with the place to get it, one that cannot be read or scored with the reason; the others are scored,
+and the exit code is 2 if any failed. Embeddings are kept by content: a second evaluator, or a
+restart, does not embed again. Writes results.parquet, items.parquet, results.json as sets are done
 and, with --page, index.html.
 """
 
+import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Container, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 import pyarrow as pa
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh
 
-import jaxclip
 from jaxclip import command
 from jaxclip.config import load_config
+from jaxclip.data.record import SPLITS, write_atomically
 from jaxclip.data.sources import DataConfig
 from jaxclip.evals import page, results
-from jaxclip.evals.base import Embedder
+from jaxclip.evals.across import Across
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
-from jaxclip.evals.representation import SAMPLES, cka
+from jaxclip.evals.models import (
+    distinct_names,
+    is_run,
+    load_embedder,
+    name_of_seeds,
+    path_of,
+    seeds_of,
+)
+from jaxclip.evals.representation import MAPS, require_map
 from jaxclip.evals.retrieval import PROTOCOLS
-from jaxclip.evals.run import RunEmbedder
-from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
+from jaxclip.evals.sets import ALL, EvalSplit, of_dataset, open_set
 from jaxclip.evals.uncertainty import DRAWS
 from jaxclip.evals.zero_shot import load_prompts
 from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
 from jaxclip.workdir import environment
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A run, RUN:random, or a checkpoint; repeatable.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Of the sets.")
+_SPLIT = flags.DEFINE_enum("split", "test", [*SPLITS, ALL], "Of the sets.")
 _DATA = flags.DEFINE_multi_string("data", [], "Datasets; by default those of the first run.")
 _SET = flags.DEFINE_multi_string("set", [], "Public sets, by their names in evals/declared.py.")
 _SETS_DIR = flags.DEFINE_string("sets_dir", "", "The folder that the public sets are in.")
@@ -58,169 +66,153 @@ _TEMPLATES = flags.DEFINE_string(
 )
 _PROTOCOL = flags.DEFINE_enum("protocol", PROTOCOLS[0], PROTOCOLS, "Of retrieval.")
 _DRAWS = flags.DEFINE_integer("draws", DRAWS, "Of the bootstrap.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", "", "Where results go; default: RUN/evaluation/SPLIT.")
+_OUT = flags.DEFINE_string(
+    "out", "", "Where results go; default: RUN/evaluation/SPLIT, of others evaluation/NAME/SPLIT."
+)
 _CACHE = flags.DEFINE_string("cache", "", "Where embeddings are kept; default: OUT/embeddings.")
 _PAGE = flags.DEFINE_bool("page", False, "Also a page with pictures: OUT/index.html.")
+_MAP = flags.DEFINE_enum("map", "tsne", list(MAPS), "The map of embeddings on the page.")
 _COMPARE = flags.DEFINE_multi_string("compare", [], "Results whose models to compare.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Vocabulary of checkpoints that come without one."
 )
-RANDOM_SEEDS = 8
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
     del argv
     initialize_distributed()
     if _COMPARE.value:
         return _compare(_COMPARE.value)
     if not _MODEL.value:
         raise ValueError("--model is not set. Name a run or a checkpoint: --model=RUN.")
-    if unknown := set(_SUITE.value) - set(EVALUATORS):
-        raise ValueError(f"--suite ({', '.join(unknown)}) must be of {', '.join(EVALUATORS)}.")
-    out = epath.Path(_OUT.value or _default_out(_MODEL.value[0]))
     options = SuiteOptions(
         suite=tuple(_SUITE.value), protocol=_PROTOCOL.value, templates=_TEMPLATES.value
     )
-    splits, skipped = _open_sets(_MODEL.value[0])
-    report = Report(skipped=skipped)
+    options.validate(_SPLIT.value)
+    if _PAGE.value and _MAP.value != "tsne":  # asked for, so not replaced
+        require_map(_MAP.value)
+    names = distinct_names([one for model in _MODEL.value for one in seeds_of(model)])
+    out = epath.Path(_OUT.value or _default_out(_MODEL.value[0]))
+    _check_writable(out)
+    report = Report(out=out, options=options, names=names)
+    splits = _open_sets(_MODEL.value[0], report)
     mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
     for model in _MODEL.value:
-        _score(model, splits, options, epath.Path(_CACHE.value or out / "embeddings"), mesh, report)
-    left_out = {s[_SPLIT.value].name: s[_SPLIT.value].left_out for s in splits}
+        _score(model, splits, epath.Path(_CACHE.value or out / "embeddings"), mesh, report)
     if jax.process_index() == 0:
-        about = {"environment": environment(), "skipped": report.skipped, "left_out": left_out}
-        about |= {
-            "missing": _missing_sets(left_out),
-            "options": dataclasses.asdict(options),
-            "draws": _DRAWS.value,
-        }
-        results.write(report.rows, report.items, out, about)
-        print(*results.summary(report.rows), sep="\n")
-        lines = [
-            f"Left out of {name}: {n:,} ({why})"
-            for name, reasons in left_out.items()
-            for why, n in reasons.items()
-        ]
-        lines += [f"Skipped: {why}" for why in report.skipped]
-        print(*lines, f"Written to {out}", sep="\n")
-        if _PAGE.value:
+        print(*results.summary(report.rows), *report.lines(), sep="\n")
+        if _PAGE.value and report.rows:
             print("Page:", page.write_page(out, report.rows, report.sections))
     if not report.rows:
-        raise ValueError("No set could be scored: see what was skipped, above.")
+        raise ValueError("No set could be scored: see what was skipped or failed, above.")
+    return command.EXIT_USER_ERROR if report.failed else None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Report:
     """What has been found so far; embeddings and models are not kept."""
 
-    skipped: list[str]  # sets and evaluators, with the reason
+    out: epath.Path
+    options: SuiteOptions
+    names: dict[str, str]  # of the models
+    skipped: list[str] = dataclasses.field(default_factory=list)  # what is not there
+    failed: list[str] = dataclasses.field(default_factory=list)  # what is there, but wrong
+    left_out: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # by set
     rows: list[results.Row] = dataclasses.field(default_factory=list)
     items: list[pa.Table] = dataclasses.field(default_factory=list)
-    first: dict[str, tuple[str, str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    across: Across = dataclasses.field(default_factory=Across)
     sections: list[str] = dataclasses.field(default_factory=list)  # of the page
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Names what went wrong; the rest goes on."""
+        self.failed.append(f"{what}: {error}")
+        if not command.is_ours(error):
+            logging.exception("%s", what)
+
+    def write(self) -> None:
+        """What there is so far, in place of what was there."""
+        if jax.process_index() == 0:
+            about = {"environment": environment(), "skipped": self.skipped, "failed": self.failed}
+            about |= {"options": dataclasses.asdict(self.options), "draws": _DRAWS.value}
+            about |= {"missing": _missing_sets(self.left_out)}
+            results.write(self.rows, self.items, self.out, about | {"left_out": self.left_out})
+
+    def lines(self) -> list[str]:
+        found = [
+            f"Left out of {name}: {n:,} ({why})"
+            for name, reasons in self.left_out.items()
+            for why, n in reasons.items()
+        ]
+        found += [f"Skipped: {why}" for why in self.skipped]
+        found += [f"Failed: {why}" for why in self.failed]
+        return found + ([f"Written to {self.out}"] if self.rows else [])
 
 
 def _score(
     model: str,
     splits: Sequence[dict[str, EvalSplit]],
-    options: SuiteOptions,
     directory: epath.Path,
     mesh: Mesh,
     report: Report,
 ) -> None:
-    """Adds a model's results to the report; of several seeds, their mean's."""
+    """Adds a model's results to the report, set by set; of several seeds, their mean's."""
+    options = report.options
     if ":random" in model and "robustness" in options.suite:
         report.skipped.append(f"robustness of {model}: random weights have nothing to lose.")
         suite = tuple(name for name in options.suite if name != "robustness")
         options = dataclasses.replace(options, suite=suite)
-    of_seeds = []
-    for one in seeds_of(model):
+    seeds = seeds_of(model)
+    of_sets: list[list[list[results.Row]]] = [[] for _ in splits]
+    for seed, one in enumerate(seeds):
         cache = EmbeddingCache(load_embedder(one, mesh, _TOKENIZER.value), directory)
-        name = model_name(one, cache.embedder)
-        of_seeds.append([])
-        for of_splits in splits:
+        step = getattr(cache.embedder, "step", 0)
+        name = report.names[one] + (f" step {step}" if step else "")
+        for of_splits, of_seeds in zip(splits, of_sets, strict=True):
             scored = of_splits[_SPLIT.value]
-            found, nothing = evaluate_split(cache, of_splits, _SPLIT.value, options)
-            of_seeds[-1] += results.rows_of(
-                found, model=name, set_name=scored.name, split=scored.split,
-                identity=scored.identity, draws=_DRAWS.value,
-            )  # fmt: skip
-            report.items += results.items_of(
-                found, model=name, set_name=scored.name, split=scored.split,
-                modality_N=scored.modalities,
-            )  # fmt: skip
-            if "representation" in options.suite:
-                of_seeds[-1] += _alignment(model, name, cache, scored, report.first)
-            if len(of_seeds) > 1:
+            told: dict[str, Any] = {"model": name, "set_name": scored.name, "split": scored.split}
+            try:
+                found, nothing = evaluate_split(cache, of_splits, _SPLIT.value, options)
+                if "representation" in options.suite:
+                    found += report.across.measured(model, name, cache, scored)
+                of_seeds.append(
+                    results.rows_of(found, **told, identity=scored.identity, draws=_DRAWS.value)
+                )
+                if _PAGE.value and not seed:
+                    report.sections.append(
+                        page.section(name, cache, scored, options.templates, _MAP.value)
+                    )
+            except Exception as error:  # whatever is wrong with one set, the others are scored
+                report.fail(f"{name} on {scored.name}/{scored.split}", error)
                 continue
+            report.items += results.items_of(found, **told, modality_N=scored.modalities)
             report.skipped += [line for line in nothing if line not in report.skipped]
-            if _PAGE.value:
-                report.sections.append(page.section(name, cache, scored, options.templates))
-    name = f"{model.rpartition('/')[2]} ({len(of_seeds)} seeds)"
-    report.rows += results.over_seeds(of_seeds, name) if len(of_seeds) > 1 else of_seeds[0]
-
-
-def _alignment(
-    model: str,
-    name: str,
-    cache: EmbeddingCache,
-    scored: EvalSplit,
-    first: dict[str, tuple[str, str, np.ndarray]],
-) -> list[results.Row]:
-    """CKA with the first model that saw the set, of the images; that one itself has none."""
-    image_NE = cache.images(scored.content_hash, scored.images)[:SAMPLES]
-    first_model, first_name, first_NE = first.setdefault(scored.name, (model, name, image_NE))
-    if first_model == model:
-        return []
-    row = dict.fromkeys(results.ROW.names) | {"model": name, "set": scored.name}
-    row |= {"split": scored.split, "evaluator": "representation"}
-    row |= {"metric": f"image_cka_with_{first_name}", "value": cka(first_NE, image_NE)}
-    row |= {"units": len(scored.images), "groups": len(scored.images), "seed": 0}
-    return [row | {"identity": scored.identity}]
-
-
-def seeds_of(model: str) -> list[str]:
-    """`"A,B"` -> A, B; `"RUN:random"` -> RUN:random0 to RUN:random7."""
-    if model.endswith(":random"):
-        return [f"{model}{seed}" for seed in range(RANDOM_SEEDS)]
-    return model.split(",")
-
-
-def load_embedder(model: str, mesh: Mesh, tokenizer: str = "") -> Embedder:
-    """A run, RUN:randomSEED, or what jaxclip.load reads, with this vocabulary if it has none.
-
-    Raises:
-      FileNotFoundError: there is no such thing.
-    """
-    path, is_random, seed = model.partition(":random")
-    if is_run(path):
-        embedder = _run_embedder(path, mesh)
-        return embedder.randomised(int(seed)) if is_random else embedder
-    if is_random:
-        raise FileNotFoundError(f"--model ({model}) holds no run of jaxclip.train.")
-    return jaxclip.load(path, tokenizer=tokenizer)
-
-
-@functools.lru_cache(maxsize=1)  # random seeds of a run share its compiled functions
-def _run_embedder(path: str, mesh: Mesh) -> RunEmbedder:
-    return RunEmbedder(path, mesh)
-
-
-def is_run(path: epath.PathLike) -> bool:
-    return all((epath.Path(path) / file).exists() for file in ("config.json", "run.json"))
-
-
-def model_name(model: str, embedder: Embedder) -> str:
-    step = getattr(embedder, "step", 0)
-    return epath.Path(model).name + (f" step {step}" if step else "")
+            if len(of_seeds) == len(seeds) > 1:
+                of_seeds[:] = [results.over_seeds(of_seeds, name_of_seeds(model, report.names))]
+            if seed == len(seeds) - 1:
+                report.rows += of_seeds[0]
+                report.write()
 
 
 def _default_out(model: str) -> epath.Path:
-    return _first(model) / "evaluation" / _SPLIT.value
+    """Beside a run's own files; never below a checkpoint, which may be a file or a hub's name."""
+    path = path_of(model)
+    inside = path if is_run(path) else epath.Path()
+    name = () if is_run(path) else (path.name,)
+    return inside.joinpath("evaluation", *name, _SPLIT.value)
 
 
-def _first(model: str) -> epath.Path:
-    return epath.Path(seeds_of(model)[0].partition(":random")[0])
+def _check_writable(out: epath.Path) -> None:
+    """Raises ValueError: nothing can be written there; now, not after hours of embedding."""
+    if jax.process_index() != 0:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / ".writable", "")
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--out ({out}) cannot be written ({error.strerror or error}). Name another folder."
+        ) from None
 
 
 def _missing_sets(found: Container[str]) -> list[str]:
@@ -229,23 +221,22 @@ def _missing_sets(found: Container[str]) -> list[str]:
     return [os.fspath(folder / name) for name in _SET.value if name not in found]
 
 
-def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
-    """Splits of each set that is there, and a line on each that is not."""
-    found, skipped = [], []
-    needed = ("train", "validation") if "probe" in _SUITE.value else ()
-    needed = sorted({*needed, _SPLIT.value})
+def _open_sets(model: str, report: Report) -> list[dict[str, EvalSplit]]:
+    """Splits of each set that is there; the report is told of each that is not, or is not right."""
+    found, split = [], _SPLIT.value
+    needed = sorted({split, *(("train", "validation") if "probe" in _SUITE.value else ())})
     for name in _SET.value:
         if name not in DECLARED:
             raise ValueError(f"--set ({name}) must be one of {', '.join(DECLARED)}.")
-        if prompts := DECLARED[name].prompts:
-            load_prompts(prompts, _TEMPLATES.value)  # before anything is embedded
+    for name in _SET.value:
         try:
-            splits = open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed)
-            if _SPLIT.value not in splits:
-                raise FileNotFoundError(f"{name} has no {_SPLIT.value} split: {', '.join(splits)}.")
-            found.append(splits)
+            if prompts := DECLARED[name].prompts:
+                load_prompts(prompts, _TEMPLATES.value)  # before anything is embedded
+            found.append(open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed, split))
         except FileNotFoundError as error:
-            skipped.append(str(error))
+            report.skipped.append(str(error))
+        except Exception as error:
+            report.fail(f"set {name}", error)
     if _DATA.value or not _SET.value:
         config, prompt_files = _data_config(model)
         by_split = {
@@ -253,11 +244,12 @@ def _open_sets(model: str) -> tuple[list[dict[str, EvalSplit]], list[str]]:
         }
         for i in range(len(config.path)):
             found.append({split: sets[i] for split, sets in by_split.items()})
-    return found, skipped
+    report.left_out = {s[split].name: s[split].left_out for s in found}
+    return found
 
 
 def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
-    path = _first(model)
+    path = path_of(model)
     data, prompt_files = DataConfig(), ()
     if is_run(path):
         config = load_config(path)
@@ -271,14 +263,18 @@ def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
 
 def _compare(files: Sequence[str]) -> None:
     """The first model of the results with each other one of them."""
-    tables = []
+    tables = {}
     for file in files:
-        rows = results.read(file)
-        models = dict.fromkeys(row["model"] for row in rows)
-        tables += [[row for row in rows if row["model"] == model] for model in models]
+        for row in results.read(file):
+            tables.setdefault((file, row["model"]), []).append(row)
     if len(tables) < 2:
         raise ValueError(f"--compare ({', '.join(files)}) has one model. Name results of two.")
-    rows = [row for other in tables[1:] for row in results.compared(tables[0], other)]
+    names = collections.Counter(name for _, name in tables)
+    for (file, name), table in tables.items():
+        for row in table if names[name] > 1 else ():
+            row["model"] = f"{name} of {file}"
+    first, *others = tables.values()
+    rows = [row for other in others for row in results.compared(first, other)]
     if not rows:
         raise ValueError(f"The models of {', '.join(files)} have no set and metric in common.")
     print(*results.compared_lines(rows), sep="\n")

@@ -136,6 +136,11 @@ class Model:
         """What is added to scaled similarities; 0 for a model trained with the softmax loss."""
         return float(self.params["logit_bias"])
 
+    @property
+    def has_text(self) -> bool:
+        """Whether texts can be embedded: there is a text tower and a vocabulary."""
+        return "text" in self.family.towers and self.tokenizer is not None
+
     def encode_image(self, images: Iterable[Picture]) -> np.ndarray:
         """float32 [N, E].
 

@@ -89,7 +89,7 @@ def test_only_what_the_project_raised_is_told_in_one_line(tmp_path, monkeypatch)
         (".venv/lib/python3.11/site-packages/jaxclip/train.py", False),
         ("../elsewhere.py", False),
     ):
-        assert command._is_ours(raised_in(str(tmp_path / file))) == is_ours, file
+        assert command.is_ours(raised_in(str(tmp_path / file))) == is_ours, file
 
 
 def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, monkeypatch):

@@ -82,8 +82,8 @@ class Source:
     labels: Labels | None = None  # of all records of the dataset; kinds as in the other sources
 
 
-def open_sources(config: DataConfig, split: str) -> list[Source]:
-    """Opens the datasets, subsets and TFDS datasets of config.path.
+def open_sources(config: DataConfig, split: str | None) -> list[Source]:
+    """Opens the datasets, subsets and TFDS datasets of config.path; None: all splits.
 
     Raises:
       FileNotFoundError, ValueError: as open_dataset does; there is no record to use in this split.
@@ -98,9 +98,10 @@ def open_sources(config: DataConfig, split: str) -> list[Source]:
         has_text = np.sum([column.to_numpy() for column in chars.columns], axis=0) > 0
         used = positions[has_text[positions]]
         if not len(used):
+            where = f"its {split} split" if split else "all"
             why = f", and none has text in data.text.fields {fields}"
             raise ValueError(
-                f"data.path ({path}) has {len(positions)} records in its {split} split"
+                f"data.path ({path}) has {len(positions)} records in {where}"
                 f"{why if len(positions) else ''}. Splits: {dataset.manifest['counts']['splits']}. "
                 f"{NO_TRAIN if split == 'train' else NO_EVAL}"
             )

@@ -46,14 +46,20 @@ class Measured:
     metrics: Callable[[np.ndarray], dict[str, float]]  # int [any], indices of units -> metrics
     num_units: int
     group_U: np.ndarray  # units of one article or patient are drawn together
+    method: str = ""  # protocol, prompts, training images: results of two are not compared
     chance: dict[str, float] = dataclasses.field(default_factory=dict)  # by metric
     counts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the whole: no draws
     # [U] by metric, of the metrics that are means over units: what each unit adds
     items: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     row_U: np.ndarray | None = None  # row of the split that a unit is of; None: unit i is row i
+    halves: bool = False  # repeated units would distort the metrics: halves are drawn instead
+    # the same metrics from other draws of training images: `metrics` is of the first
+    repeats: Sequence[Callable[[np.ndarray], dict[str, float]]] = ()
 
     def values(self) -> dict[str, float]:
-        return self.metrics(np.arange(self.num_units))
+        units = np.arange(self.num_units)
+        found = [metrics(units) for metrics in (self.metrics, *self.repeats)]
+        return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -75,18 +75,31 @@ def multi_label(
 ) -> Measured:
     """Any of C findings may be right: macro means over the findings that are there but not always.
 
-    auroc; average_precision; macro_f1 at probability 0.5, a threshold that no batch moves.
+    auroc; average_precision; macro_f1 and balanced_accuracy, mean of sensitivity and specificity,
+    at probability 0.5, a threshold that no batch moves; calibration_error, expected, of the
+    finding's probability against its share in 15 even bins, of all findings.
     """
     num_classes = true_NC.shape[1]
     ranking = Ranking(probability_NC, true_NC)
     said_NC = probability_NC > 0.5
+    surplus_NC = probability_NC - true_NC
+    bin_NC = np.clip(np.ceil(probability_NC * BINS).astype(int) - 1, 0, BINS - 1)
+    cell_NC = bin_NC + BINS * np.arange(num_classes)
 
     def metrics(units):
         weight_N = np.bincount(units, minlength=len(true_NC))
         both = weight_N @ (said_NC & true_NC)
-        total = weight_N @ said_NC + weight_N @ true_NC
+        said, true = weight_N @ said_NC, weight_N @ true_NC
+        total, false = said + true, len(units) - true
         there = total > 0
+        balanced_C = (_share(both, true) + _share(false - said + both, false)) / 2
+        gap = np.bincount(
+            cell_NC.ravel(), (weight_N[:, None] * surplus_NC).ravel(), BINS * num_classes
+        )
+        gap_C = np.abs(gap.reshape(num_classes, BINS)).sum(axis=1) / len(units)
         return {
+            "balanced_accuracy": _mean(balanced_C),
+            "calibration_error": float(gap_C.mean()),
             "auroc": _mean(ranking.area_under_roc(weight_N)),
             "average_precision": _mean(ranking.average_precision(weight_N)),
             "macro_f1": float((2 * both[there] / total[there]).mean()) if there.any() else np.nan,
@@ -96,7 +109,10 @@ def multi_label(
     used_C = (share_C > 0) & (share_C < 1)
     return Measured(
         name=name, metrics=metrics, num_units=len(true_NC), group_U=group_N,
-        chance={"auroc": 0.5, "average_precision": float(share_C[used_C].mean())},
+        chance={
+            "auroc": 0.5, "balanced_accuracy": 0.5,
+            "average_precision": float(share_C[used_C].mean()),
+        },
         counts={"images": len(true_NC), "classes": num_classes, "classes_scored": used_C.sum()},
     )  # fmt: skip
 

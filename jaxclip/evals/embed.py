@@ -3,6 +3,7 @@
 Shape letters: N images or texts, B rows of a batch, S image size, E embedding.
 """
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Sequence
@@ -11,61 +12,67 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from jaxclip.data.record import write_atomically
 from jaxclip.evals.base import Embedder, Embeddings
 from jaxclip.evals.sets import EvalSplit
 
 
-def fingerprint(embedder: Embedder) -> str:
-    """Names what an embedder computes, by what it makes of two odd images and three texts.
+def fingerprint(embedder: Embedder, tower: str) -> str:
+    """Names what a tower computes, by what it makes of two odd images, or of three texts.
 
-    Two embedders that agree to the bit on a wide, a tall image and a long text have the same
+    Two embedders that agree to the bit on a wide and a tall image, or on a long text, have the same
     weights, preprocessing and tokenizer; nothing has to be declared, so nothing can be forgotten.
     """
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((301, 517), (449, 256))]
-    words = rng.integers(97, 123, (400, 6)).astype(np.uint8).tobytes().decode()
-    texts = [
-        "Axial CT of the abdomen (arrow).",
-        words,
-        " ".join(words[i : i + 6] for i in range(400)),
-    ]
-    digest = hashlib.sha256()
-    for array in (embedder.encode_image(images), embedder.encode_text(texts)):
-        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
-    return digest.hexdigest()
+    if tower == "image":
+        sizes = ((301, 517), (449, 256))
+        images = [rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in sizes]
+        found = embedder.encode_image(images)
+    else:
+        words = rng.integers(97, 123, (400, 6)).astype(np.uint8).tobytes().decode()
+        apart = " ".join(words[i : i + 6] for i in range(400))
+        found = embedder.encode_text(["Axial CT of the abdomen (arrow).", words, apart])
+    return hashlib.sha256(np.ascontiguousarray(found, np.float32).tobytes()).hexdigest()
+
+
+def has_text(embedder: Embedder) -> bool:
+    """Whether it has a text tower and a vocabulary for it; those that do not say have both."""
+    return getattr(embedder, "has_text", True)
 
 
 class EmbeddingCache:
-    """CACHE/KEY.npy, KEY a hash of the embedder's fingerprint and of what is embedded."""
+    """CACHE/KEY.npy, KEY a hash of the tower's fingerprint and of what is embedded."""
 
     def __init__(self, embedder: Embedder, directory: epath.PathLike | None):
         self.embedder = embedder
         self.directory = None if directory is None else epath.Path(directory)
-        self.fingerprint = fingerprint(embedder) if directory is not None else ""
+        # of a tower when it is first used: a model may have one
+        self._fingerprint = functools.cache(functools.partial(fingerprint, embedder))
 
     def images(self, content_hash: str, images: Sequence[bytes | np.ndarray]) -> np.ndarray:
         """[N, E]; `images` is only read where the embeddings are not there yet."""
-        return self._cached(
-            f"image {content_hash}", len(images), lambda: self.embedder.encode_image(images)
-        )
+        embed = functools.partial(self.embedder.encode_image, images)
+        return self._cached("image", content_hash, len(images), embed)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """[N, E]; equal texts are embedded once."""
         different, of_N = np.unique(np.asarray(texts, object), return_inverse=True)
         digest = hashlib.sha256("\0".join(different).encode()).hexdigest()
-        encode = self.embedder.encode_text
-        found = self._cached(f"text {digest}", len(different), lambda: encode(list(different)))
-        return found[of_N]
+        embed = functools.partial(self.embedder.encode_text, list(different))
+        return self._cached("text", digest, len(different), embed)[of_N]
 
-    def _cached(self, content: str, rows: int, embed: Callable[[], np.ndarray]) -> np.ndarray:
+    def _cached(
+        self, tower: str, content: str, rows: int, embed: Callable[[], np.ndarray]
+    ) -> np.ndarray:
         if self.directory is None:
             return _checked(embed(), rows)
-        key = hashlib.sha256(f"{self.fingerprint} {content}".encode()).hexdigest()
-        file = self.directory / f"{key}.npy"
-        if file.exists():
-            return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        key = f"{self._fingerprint(tower)} {tower} {content}"
+        file = self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+        kept = _read_by_first(file, rows)
+        if kept is not None:
+            return kept
         found = _checked(embed(), rows)
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -73,6 +80,26 @@ class EmbeddingCache:
             np.save(buffer, found)
             write_atomically(file, buffer.getvalue())
         return found
+
+
+def _read_by_first(file: epath.Path, rows: int) -> np.ndarray | None:
+    """What the first process reads there, on all; None if it has none.
+
+    Embedding is a collective computation: a process that found a file of its own disk, or not,
+    and decided by itself would leave the others waiting.
+    """
+    kept = None
+    if jax.process_index() == 0 and file.exists():
+        kept = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    if jax.process_count() == 1:
+        return kept
+    width = int(
+        multihost_utils.broadcast_one_to_all(np.int32(0 if kept is None else kept.shape[1]))
+    )
+    if not width:
+        return None
+    empty = np.zeros((rows, width), np.float32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(empty if kept is None else kept))
 
 
 def _checked(array_NE: Any, rows: int) -> np.ndarray:
@@ -89,13 +116,13 @@ def _checked(array_NE: Any, rows: int) -> np.ndarray:
 
 
 def embed_set(cache: EmbeddingCache, split: EvalSplit) -> Embeddings:
-    """Images and captions of a split; a set without captions has its images as text embeddings.
+    """Images and captions of a split; without captions or a text tower, images stand for texts.
 
     Raises:
       FloatingPointError: an embedding is not finite.
     """
     image_NE = cache.images(split.content_hash, split.images)
-    captions = split.captions
+    captions = split.captions if has_text(cache.embedder) else None
     return Embeddings(
         image_NE=image_NE,
         text_NE=image_NE if captions is None else cache.texts(captions),

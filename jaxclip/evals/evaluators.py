@@ -5,20 +5,27 @@ Shape letters: N images, C classes, E embedding.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from jaxclip.data.record import hash64, split_of
 from jaxclip.evals import robustness
 from jaxclip.evals.base import Embeddings, Measured
-from jaxclip.evals.embed import EmbeddingCache, embed_set
+from jaxclip.evals.embed import EmbeddingCache, embed_set, has_text
 from jaxclip.evals.probe import probe
 from jaxclip.evals.readers import LazyImages
-from jaxclip.evals.representation import describe
+from jaxclip.evals.representation import representation
 from jaxclip.evals.retrieval import label_retrieval, retrieval
 from jaxclip.evals.sets import EvalSplit
-from jaxclip.evals.zero_shot import check_labels, load_prompts, positive_class, zero_shot
+from jaxclip.evals.zero_shot import (
+    check_labels,
+    load_prompts,
+    named_templates,
+    positive_class,
+    prompts_id,
+    zero_shot,
+)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -26,6 +33,20 @@ class SuiteOptions:
     suite: tuple[str, ...] = ("retrieval", "zero_shot")
     protocol: str = "all_right"
     templates: str = ""
+
+    def validate(self, split: str) -> None:
+        """Raises ValueError, before anything is embedded."""
+        if unknown := set(self.suite) - set(EVALUATORS):
+            raise ValueError(f"--suite ({', '.join(unknown)}) must be of {', '.join(EVALUATORS)}.")
+        if self.templates and self.templates not in named_templates():
+            raise ValueError(
+                f"--templates ({self.templates}) must be one of {', '.join(named_templates())}."
+            )
+        if "probe" in self.suite and split not in ("validation", "test"):
+            raise ValueError(
+                f"--split={split} with --suite=probe would score images that the probe is trained "
+                "on. Score test or validation, or leave the probe out."
+            )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -37,6 +58,7 @@ class Context:
     split: str
     embeddings: Embeddings
     options: SuiteOptions
+    notes: list[str] = dataclasses.field(default_factory=list)  # on what cannot be scored
 
     @property
     def scored(self) -> EvalSplit:
@@ -50,7 +72,7 @@ class Context:
         prompts = self.prompts(file)
         several = "negative_templates" in prompts
         found = [label if several else (label,) for label in split.labels[file]]
-        check_labels(np.array([x for labels in found for x in labels], object), prompts)
+        check_labels(split.labels[file], prompts)
         classes = {label: c for c, label in enumerate(prompts["classes"])}
         target_NC = np.zeros((len(found), len(classes)), bool)
         for row, labels in enumerate(found):
@@ -64,22 +86,25 @@ def evaluate_split(
     """All evaluators of options.suite on splits[split]; the others are there to train probes on.
 
     Returns:
-      What was measured; a line on each evaluator that finds nothing to score there.
+      What was measured; a line on each evaluator, or part of one, with nothing to score there.
     """
-    embeddings = embed_set(cache, splits[split])
+    options.validate(split)
+    scored, found = splits[split], []
+    embeddings = embed_set(cache, scored)
+    if not has_text(cache.embedder):
+        splits = dict(splits) | {split: dataclasses.replace(scored, captions=None)}
     context = Context(
         cache=cache, splits=splits, split=split, embeddings=embeddings, options=options
     )
-    scored, found, nothing = splits[split], [], []
     for name in options.suite:
         measured = EVALUATORS[name](context)
         found += measured
         if not measured:
-            nothing.append(
-                f"{name} of {scored.name}, which has captions: {scored.captions is not None}, "
-                f"labels: {list(scored.labels) or None}, splits: {list(splits)}."
-            )
-    return found, nothing
+            why = f"captions: {scored.captions is not None}, labels: {list(scored.labels) or None}"
+            if not has_text(cache.embedder):
+                why += "; the model has no text tower, or no vocabulary: --tokenizer=FILE"
+            context.notes.append(f"{name} of {scored.name} ({why}; splits: {', '.join(splits)}).")
+    return found, context.notes
 
 
 def _retrieval(context: Context) -> list[Measured]:
@@ -88,24 +113,33 @@ def _retrieval(context: Context) -> list[Measured]:
         found = retrieval(context.embeddings, context.options.protocol)
     for file in context.scored.labels:
         target_NC = context.targets(file, context.scored)
-        if "negative_templates" not in context.prompts(file):
-            measured = label_retrieval(
-                context.embeddings.image_NE, target_NC.argmax(axis=1),
-                np.asarray(context.embeddings.group_N),
-            )  # fmt: skip
-            measured.name += f"/{file}"
-            found.append(measured)
+        if "negative_templates" in context.prompts(file):
+            continue
+        label_N = target_NC.argmax(axis=1)
+        if np.bincount(label_N).max() < 2:
+            context.notes.append(
+                f"image_to_image/{file} of {context.scored.name}: each is a class."
+            )
+            continue
+        measured = label_retrieval(
+            context.embeddings.image_NE, label_N, np.asarray(context.embeddings.group_N)
+        )
+        measured.name += f"/{file}"
+        found.append(measured)
     return found
 
 
 def _zero_shot(context: Context, embeddings: Embeddings | None = None) -> list[Measured]:
-    return [
-        zero_shot(
-            embeddings or context.embeddings, labels, context.prompts(file), context.cache.texts,
+    found = []
+    for file, labels in context.scored.labels.items() if has_text(context.cache.embedder) else ():
+        prompts = context.prompts(file)
+        measured = zero_shot(
+            embeddings or context.embeddings, labels, prompts, context.cache.texts,
             name=f"zero_shot/{file}", logit_scale=float(context.cache.embedder.logit_scale),
-        )
-        for file, labels in context.scored.labels.items()
-    ]  # fmt: skip
+        )  # fmt: skip
+        measured.method = prompts_id(prompts)
+        found.append(measured)
+    return found
 
 
 def _probe(context: Context) -> list[Measured]:
@@ -113,6 +147,7 @@ def _probe(context: Context) -> list[Measured]:
     if "train" not in context.splits:
         return found
     train = context.splits["train"]
+    others = [s.identity[:8] for name, s in context.splits.items() if name != context.split]
     for file in context.scored.labels:
         image_NE = context.cache.images(train.content_hash, train.images)
         target_NC = context.targets(file, train)
@@ -127,41 +162,55 @@ def _probe(context: Context) -> list[Measured]:
             is_held = np.array([split_of(str(g), (0.8, 0.2, 0)) != "train" for g in groups])
             fitted = image_NE[~is_held], target_NC[~is_held]
             validation = image_NE[is_held], target_NC[is_held]
-        found += probe(
+        probed = probe(
             fitted, validation,
             (context.embeddings.image_NE, context.targets(file, context.scored)),
             np.asarray(context.embeddings.group_N), file,
             "negative_templates" in context.prompts(file), positive_class(context.prompts(file)),
         )  # fmt: skip
+        for measured in probed:
+            measured.method = f"trained on {' '.join(others)}"
+        found += probed
     return found
 
 
 def _representation(context: Context) -> list[Measured]:
-    text_NE = context.embeddings.text_NE if context.scored.captions is not None else None
-    found = describe(context.embeddings.image_NE, text_NE)
-    # of the whole set: nothing here is a mean over units, so there are no draws
-    return [
-        Measured(
-            name="representation", metrics=lambda units: {}, num_units=len(context.scored.images),
-            group_U=np.asarray(context.embeddings.group_N), counts=dict(found),
-        )
-    ]  # fmt: skip
+    scored, embeddings = context.scored, context.embeddings
+    text_NE = embeddings.text_NE if scored.captions is not None else None
+    groups = np.asarray(embeddings.group_N)
+    return [representation(embeddings.image_NE, text_NE, groups, scored.modalities)]
 
 
 def _robustness(context: Context) -> list[Measured]:
     """Retrieval and zero-shot under each corruption and severity, and the mean relative drop."""
-    scored, found = context.scored, []
-    clean = _corrupted(context, "", 0)
-    for corruption in robustness.CORRUPTIONS:
-        harder = [_corrupted(context, corruption, s) for s in robustness.SEVERITIES]
-        found += _drops(f"robustness/{corruption}", clean, harder)
-    if scored.captions is None:
-        return found
-    clean = _perturbed(context, "word_order", 0)
-    for perturbation in robustness.PERTURBATIONS:
-        harder = [_perturbed(context, perturbation, s) for s in robustness.SEVERITIES]
-        found += _drops(f"robustness/{perturbation}", clean, harder)
+    found = _changes(context, _corrupted, robustness.CORRUPTIONS, "all_corruptions")
+    if context.scored.captions is not None:
+        found += _changes(context, _perturbed, robustness.PERTURBATIONS, "all_perturbations")
     return found
+
+
+def _changes(context: Context, change: Callable, names: Iterable[str], together: str):
+    clean, found = change(context, "", 0), []
+    harder = {
+        name: [change(context, name, severity) for severity in robustness.SEVERITIES]
+        for name in names
+    }
+    for name, of_severities in harder.items():
+        found += _drops(f"robustness/{name}", clean, of_severities)
+    # of each severity the mean over all changes, and so their mean relative drop
+    every = [
+        [_mean_of([harder[name][s][i] for name in harder]) for i in range(len(clean))]
+        for s in range(len(robustness.SEVERITIES))
+    ]
+    return found + _drops(f"robustness/{together}", clean, every)
+
+
+def _mean_of(several: list[Measured]) -> Measured:
+    def metrics(units):
+        found = [measured.metrics(units) for measured in several]
+        return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+
+    return dataclasses.replace(several[0], metrics=metrics)
 
 
 def _corrupted(context: Context, corruption: str, severity: int) -> list[Measured]:
@@ -174,7 +223,9 @@ def _corrupted(context: Context, corruption: str, severity: int) -> list[Measure
     image_NE = context.cache.images(f"{name} at {robustness.SHORT_SIDE}", images)
     embeddings = dataclasses.replace(context.embeddings, image_NE=image_NE)
     found = _zero_shot(context, embeddings)
-    return found + (retrieval(embeddings)[:1] if scored.captions is not None else [])
+    if scored.captions is not None:
+        found += retrieval(embeddings, context.options.protocol)[:1]
+    return found
 
 
 def _perturbed(context: Context, perturbation: str, severity: int) -> list[Measured]:
@@ -184,10 +235,10 @@ def _perturbed(context: Context, perturbation: str, severity: int) -> list[Measu
         for text in captions
     ]
     embeddings = dataclasses.replace(context.embeddings, text_NE=context.cache.texts(texts))
-    return retrieval(embeddings)[1:]
+    return retrieval(embeddings, context.options.protocol)[1:]
 
 
-SHOWN = {"accuracy", "auroc", "recall@10"}  # of the metrics, what drops are told of
+SHOWN = {"accuracy", "auroc", "recall@1", "recall@10"}  # of the metrics, what drops are told of
 
 
 def _drops(name: str, clean: list[Measured], harder: list[list[Measured]]) -> list[Measured]:
@@ -207,6 +258,7 @@ def _drops(name: str, clean: list[Measured], harder: list[list[Measured]]) -> li
     return [
         Measured(
             name=f"{name}/{before.name}", num_units=before.num_units, group_U=before.group_U,
+            method=before.method,
             metrics=functools.partial(metrics, [one[i] for one in harder], before),
         )
         for i, before in enumerate(clean)

@@ -7,6 +7,7 @@ Shape letters: N images, M texts, C classes, E embedding.
 """
 
 import base64
+import collections
 import html
 from collections.abc import Sequence
 
@@ -26,7 +27,9 @@ from jaxclip.evals.zero_shot import class_scores, load_prompts
 
 EXAMPLES, NEAREST, MAPPED = 8, 5, 500
 THUMBNAIL = 120  # pixels
-COLOURS = ("#1b6ca8", "#d1495b")  # images, texts
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e8b57", "#8a5fbf", "#d98e04", "#17a2b8", "#7a5230", "#777777"
+)  # fmt: skip
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222 }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc }
@@ -42,12 +45,15 @@ svg text { font: 11px system-ui, sans-serif }
 """
 
 
-def section(name: str, cache: EmbeddingCache, split: EvalSplit, templates: str = "") -> str:
-    """What a model makes of a split, in pictures: HTML."""
+def section(
+    name: str, cache: EmbeddingCache, split: EvalSplit, templates: str = "", method: str = "tsne"
+) -> str:
+    """What a model makes of a split, in pictures: HTML. `method` is of representation.MAPS."""
     embeddings = embed_set(cache, split)
     parts = [f"<h2>{_text(name)} on {_text(split.name)}/{_text(split.split)}</h2>"]
     if split.captions is not None:
-        parts += [_retrieval_examples(embeddings, split), _map(embeddings)]
+        parts.append(_retrieval_examples(embeddings, split))
+    parts.append(_map(embeddings, split, method))
     parts.append(_neighbours(embeddings, split))
     for file in split.labels:
         prompts = load_prompts(file, templates)
@@ -245,31 +251,47 @@ def _matrix(confusion_CC: np.ndarray, classes: Sequence[str]) -> str:
     )
 
 
-def _map(embeddings: Embeddings) -> str:
-    """t-SNE of images and texts together, by modality; principal components where it is missing."""
+def _map(embeddings: Embeddings, split: EvalSplit, method: str) -> str:
+    """Images as discs and texts as rings, in the colours of their imaging modality if it is known.
+
+    t-SNE or UMAP; principal components where scikit-learn is not installed.
+    """
     chosen = np.linspace(0, len(embeddings.image_NE) - 1, min(MAPPED, len(embeddings.image_NE)))
     chosen = np.unique(chosen.astype(int))
-    both = np.concatenate([embeddings.image_NE[chosen], embeddings.text_NE[chosen]])
     if len(chosen) < 5:
         return ""
+    sides = ["image"] if split.captions is None else ["image", "text"]
+    both = np.concatenate([getattr(embeddings, f"{side}_NE")[chosen] for side in sides])
+    kinds = [f"{side}s" for side in sides for _ in chosen]
+    if split.modalities is not None:
+        kinds = [str(split.modalities[i]) for i in chosen] * len(sides)
     try:
-        points, method = plane(both), "t-SNE"
-    except ValueError:  # scikit-learn is not installed
+        points, drawn_by = plane(both, method), method
+    except ValueError:
         centered = both - both.mean(axis=0)
         points = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
-        method = "principal components (t-SNE needs scikit-learn)"
-    low, high = points.min(axis=0), points.max(axis=0)
-    x_N, y_N = (10 + 480 * (points - low) / np.maximum(high - low, 1e-9)).T
-    dots = "".join(
-        f"<circle cx={x:.1f} cy={y:.1f} r=3 fill='{COLOURS[i >= len(chosen)]}' opacity=.6 />"
-        for i, (x, y) in enumerate(zip(x_N, y_N, strict=True))
-    )
-    key = "".join(
-        f"<circle cx=520 cy={20 + 20 * i} r=5 fill='{colour}' /><text x=532 y={24 + 20 * i}>{name}"
-        "</text>"
-        for i, (colour, name) in enumerate(zip(COLOURS, ("images", "texts"), strict=True))
-    )
+        drawn_by = f"principal components ({method} is not installed)"
     return (
-        f"<h3>Map of both modalities: {method}</h3><svg role=img aria-label='map' width=620 "
-        f"height=500>{dots}{key}</svg>"
+        f"<h3>Map of the embeddings: {drawn_by}; texts are rings</h3>"
+        f"{_scatter(points, kinds, [side == 'text' for side in sides for _ in chosen])}"
     )
+
+
+def _scatter(points_N2: np.ndarray, kinds: Sequence[str], is_ring: Sequence[bool]) -> str:
+    """SVG; beyond the COLOURS the rarer kinds share the last one."""
+    names = [name for name, _ in collections.Counter(kinds).most_common()]
+    if len(names) > len(COLOURS):
+        names[len(COLOURS) - 1 :] = [f"{len(names) - len(COLOURS) + 1} others"]
+    low, high = points_N2.min(axis=0), points_N2.max(axis=0)
+    xy_N2 = 10 + 480 * (points_N2 - low) / np.maximum(high - low, 1e-9)
+    dots = []
+    for (x, y), kind, ring in zip(xy_N2, kinds, is_ring, strict=True):
+        colour = COLOURS[names.index(kind) if kind in names else -1]
+        paint = f"fill=none stroke='{colour}'" if ring else f"fill='{colour}'"
+        dots.append(f"<circle cx={x:.1f} cy={y:.1f} r=3 {paint} opacity=.6 />")
+    key = "".join(
+        f"<circle cx=520 cy={20 + 20 * i} r=5 fill='{colour}' /><text x=532 y={24 + 20 * i}>"
+        f"{_text(name)}</text>"
+        for i, (colour, name) in enumerate(zip(COLOURS, names, strict=False))
+    )
+    return f"<svg role=img aria-label=map width=720 height=500>{''.join(dots)}{key}</svg>"

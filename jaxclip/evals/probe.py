@@ -7,6 +7,7 @@ To fine-tune instead of probing: configs/fine_tune.py.
 Shape letters: N images, C classes, E embedding, L strengths, K neighbours.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import expit
 
 from jaxclip.evals.base import Measured
 from jaxclip.evals.classification import multi_label, single_label
@@ -96,14 +98,15 @@ def linear_logits(
 
 
 def few_shot_indices(target_NC: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Indices of `shots` images of each class, or of all there are."""
+    """Indices of `shots` images of each class, or of all there are; also of those of no class."""
     rng = np.random.default_rng((seed, shots))
-    chosen = [rng.permutation(np.flatnonzero(of_class))[:shots] for of_class in target_NC.T]
+    classes = [*np.asarray(target_NC, bool).T, ~np.asarray(target_NC, bool).any(axis=1)]
+    chosen = [rng.permutation(np.flatnonzero(of_class))[:shots] for of_class in classes]
     return np.unique(np.concatenate(chosen))
 
 
-def neighbour_logits(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndarray:
-    """Votes of the nearest training images, weighted by exp(cosine / 0.07); log of their shares."""
+def neighbour_shares(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndarray:
+    """Share [N, C] of the nearest training images with a class, weighted by exp(cosine / 0.07)."""
     neighbours = min(NEIGHBOURS, len(train_NE))
     train, target = jnp.asarray(train_NE), jnp.asarray(target_NC, jnp.float32)
 
@@ -116,7 +119,7 @@ def neighbour_logits(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndar
         return jnp.einsum("nk,nkc->nc", weight_NK, target[index_NK])
 
     found = [np.asarray(votes(test_NE[i : i + chunk])) for i in range(0, len(test_NE), chunk)]
-    return np.log(np.maximum(np.concatenate(found), 1e-12))
+    return np.concatenate(found)
 
 
 def probe(
@@ -138,7 +141,11 @@ def probe(
     logits, strength = linear_logits(train, validation, test[0], several)
     linear = score(f"linear_probe/{name}/all", logits)
     linear.counts |= {"l2": strength, "training_images": len(train[0])}
-    found = [linear, score(f"nearest_neighbours/{name}", neighbour_logits(*train, test[0]))]
+    share_NC = np.clip(neighbour_shares(*train, test[0]), 1e-12, 1 - 1e-7)
+    votes_NC = np.log(share_NC)
+    if several:  # each finding has its own share: so the sigmoid gives it back
+        votes_NC -= np.log1p(-share_NC)
+    found = [linear, score(f"nearest_neighbours/{name}", votes_NC)]
     for shots in SHOTS:
         draws = []
         for seed in range(FEW_SHOT_DRAWS):
@@ -151,7 +158,7 @@ def probe(
                 (validation[0][few_validation], validation[1][few_validation]),
                 test[0],
                 several,
-                rows=max(SHOTS) * test[1].shape[1],
+                rows=max(SHOTS) * (test[1].shape[1] + several),
             )
             draws.append(score(f"linear_probe/{name}/{shots}", logits))
         found.append(_mean_of(draws))
@@ -161,19 +168,16 @@ def probe(
 def _scored(target_NC, group_N, several, positive):
     def score(name, logit_NC):
         if several:
-            return multi_label(name, 1 / (1 + np.exp(-logit_NC)), target_NC.astype(bool), group_N)
+            return multi_label(name, expit(logit_NC), target_NC.astype(bool), group_N)
         return single_label(name, logit_NC, target_NC.argmax(axis=1), group_N, positive)
 
     return score
 
 
 def _mean_of(draws: list[Measured]) -> Measured:
-    def metrics(units):
-        found = [draw.metrics(units) for draw in draws]
-        return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
-
+    """The mean over draws of training images, which the interval takes in."""
     one = draws[0]
-    return Measured(
-        name=one.name, metrics=metrics, num_units=one.num_units, group_U=one.group_U,
-        chance=one.chance, counts=one.counts | {"draws": len(draws)},
+    return dataclasses.replace(
+        one, repeats=[draw.metrics for draw in draws[1:]], items={},
+        counts=one.counts | {"draws": len(draws)},
     )  # fmt: skip

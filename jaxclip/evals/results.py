@@ -18,7 +18,14 @@ from etils import epath
 
 from jaxclip.data.record import write_atomically
 from jaxclip.evals.base import Measured
-from jaxclip.evals.uncertainty import Interval, bootstrap, compare, percentiles
+from jaxclip.evals.uncertainty import (
+    Interval,
+    bootstrap,
+    compare,
+    independent,
+    mean_of_drawn,
+    percentiles,
+)
 
 ROW = pa.schema(
     [
@@ -33,8 +40,11 @@ ROW = pa.schema(
         ("chance", pa.float64()),  # null: not known
         ("units", pa.int64()),  # queries, images
         ("groups", pa.int64()),  # articles, patients
+        ("independent", pa.int64()),  # what the interval rests on: groups, or seeds if fewer
+        ("undefined", pa.int64()),  # draws in which the metric is not defined; they do not count
         ("seed", pa.int64()),  # of the bootstrap
         ("identity", pa.string()),  # of images, texts, labels and groups
+        ("method", pa.string()),  # protocol, prompts, training images
         ("replicates", pa.list_(pa.float32())),
     ]
 )
@@ -64,7 +74,8 @@ def rows_of(
         common = {
             "model": model, "set": set_name, "split": split, "evaluator": measured.name,
             "units": measured.num_units, "groups": len(np.unique(measured.group_U)),
-            "seed": seed, "identity": identity,
+            "independent": independent(measured), "seed": seed, "identity": identity,
+            "method": measured.method,
         }  # fmt: skip
         for metric, interval in bootstrap(measured, draws=draws, seed=seed).items():
             rows.append(
@@ -75,11 +86,12 @@ def rows_of(
                     "low": _number(interval.low),
                     "high": _number(interval.high),
                     "chance": measured.chance.get(metric),
+                    "undefined": int((~np.isfinite(interval.replicates_S)).sum()),
                     "replicates": interval.replicates_S.astype(np.float32).tolist(),
                 }
             )
         for count, value in measured.counts.items():
-            nothing = dict.fromkeys(("low", "high", "chance", "replicates"))
+            nothing = dict.fromkeys(("low", "high", "chance", "undefined", "replicates"))
             rows.append(common | nothing | {"metric": count, "value": float(value)})
     return rows
 
@@ -124,11 +136,11 @@ def over_seeds(of_seeds: Sequence[Sequence[Row]], model: str) -> list[Row]:
         assert len({(r["set"], r["evaluator"], r["metric"]) for r in of_one}) == 1
         row["value"] = float(np.mean([r["value"] for r in of_one]))
         if row["replicates"]:
-            found = np.array([r["replicates"] for r in of_one])  # [seeds, draws]
-            drawn = np.random.default_rng(row["seed"]).integers(len(found), size=found.shape)
-            replicates_S = np.take_along_axis(found, drawn, axis=0).mean(axis=0)
-            independent = min(row["groups"], len(found))
-            low, high = percentiles(replicates_S, independent)
+            found_RS = np.array([r["replicates"] for r in of_one])
+            replicates_S = mean_of_drawn(found_RS, row["seed"])
+            row["independent"] = min(row["independent"], len(of_one))
+            row["undefined"] = int((~np.isfinite(replicates_S)).sum())
+            low, high = percentiles(replicates_S, row["independent"])
             row |= {"low": _number(low), "high": _number(high)}
             row["replicates"] = replicates_S.tolist()
         rows.append(row)
@@ -183,7 +195,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
         if "_severity_" in row["metric"]:
             continue  # the drop is their sum; all are in the table
         if head != before:
-            lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups)")
+            method = f"; {row['method']}" if row["method"] else ""
+            lines.append(f"{head} ({row['units']:,} units in {row['groups']:,} groups{method})")
             before, counts = head, ""
         if row["replicates"] is not None or row["evaluator"] == "representation":
             lines.append(f"  {row['metric']}: {shown(row)}")
@@ -203,6 +216,9 @@ def shown(row: Row, chance: bool = True) -> str:
     text = f"{row['value']:.1e}" if small else f"{row['value']:.4f}"
     if row["low"] is not None:
         text += f" [{row['low']:.4f}, {row['high']:.4f}]"
+    elif row["replicates"]:
+        undefined = f"undefined in {row['undefined']:,} of {len(row['replicates']):,} draws"
+        text += f" [no interval: {undefined if row['undefined'] else 'too few groups'}]"
     if chance and row["chance"] is not None:
         text += f" (chance {row['chance']:.4f})"
     return text
@@ -211,7 +227,8 @@ def shown(row: Row, chance: bool = True) -> str:
 def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     """Paired differences, second - first, of every metric on sets that both were scored on.
 
-    Rows of other data or other draws under the same names are not compared: `verdict` says so.
+    Rows of other data, draws, protocols or prompts under the same names are not compared: `verdict`
+    says so.
     """
 
     def key(row):
@@ -225,11 +242,17 @@ def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
             continue
         row = dict(zip(("set", "split", "evaluator", "metric"), key(one), strict=True))
         row |= {"first": one["model"], "second": other["model"]}
+        if one["method"] != other["method"]:
+            two = f"{one['method']}, {other['method']}"
+            rows.append(row | {"verdict": f"measured otherwise ({two}): not comparable"})
+            continue
         same = all(one[field] == other[field] for field in ("identity", "seed", "groups"))
         if not same or len(one["replicates"]) != len(other["replicates"]):
             rows.append(row | {"verdict": "other data or draws: not comparable"})
             continue
-        difference, verdict = compare(_interval(one), _interval(other), one["groups"])
+        difference, verdict = compare(
+            _interval(one), _interval(other), min(one["independent"], other["independent"])
+        )
         rows.append(
             row
             | {"difference": difference.value, "low": _number(difference.low)}

@@ -34,9 +34,14 @@ def retrieval(embeddings: Embeddings, protocol: str = "all_right") -> list[Measu
       targets, median_rank (of the best right answer, from 1), mrr, map; chance of recall@k, of a
       random order with the same right answers.
     """
-    if protocol == "open_pmc":
-        return _own_pair(embeddings)
-    assert protocol == "all_right", protocol
+    assert protocol in PROTOCOLS, protocol
+    found = _own_pair(embeddings) if protocol == "open_pmc" else _all_right(embeddings)
+    for measured in found:
+        measured.method = f"protocol {protocol}"
+    return found
+
+
+def _all_right(embeddings: Embeddings) -> list[Measured]:
     images, first_image, image_of_N = np.unique(
         embeddings.image_id_N, return_index=True, return_inverse=True
     )
@@ -66,7 +71,8 @@ def retrieval(embeddings: Embeddings, protocol: str = "all_right") -> list[Measu
 def label_retrieval(image_NE: np.ndarray, label_N: np.ndarray, group_N: np.ndarray) -> Measured:
     """Image-to-image: of all other images, those with the query's label are right.
 
-    Images of classes with one image have no right answer and are no queries; they stay targets.
+    Images of classes with one image have no right answer and are no queries; they stay targets. At
+    least one class must have two.
     Chance is a random order's: a network that was never trained is well above it, as pixels that
     are alike give embeddings that are alike. Compare with RUN:random.
 
@@ -75,6 +81,7 @@ def label_retrieval(image_NE: np.ndarray, label_N: np.ndarray, group_N: np.ndarr
     """
     of_class = np.bincount(label_N)[label_N] - 1
     queries = np.flatnonzero(of_class > 0)
+    assert len(queries), "no class has two images"
     rank_Q, ap_Q = [], []
     on_device_NE, on_device_N = jnp.asarray(image_NE), jnp.asarray(label_N)
     for start in range(0, len(queries), 256):

@@ -21,8 +21,9 @@ from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.text import choose_text
 from jaxclip.data.tfds import TfdsDataset
 from jaxclip.evals.readers import Layout, LazyImages, rows
-from jaxclip.evals.zero_shot import load_prompts
+from jaxclip.evals.zero_shot import check_labels, load_prompts
 
+ALL = "all"  # the whole set: every split of it
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {"validation": "validation", "validate": "validation", "dev": "validation"}
 SPLIT_NAMES |= {"test": "test", "testing": "test"}
@@ -77,26 +78,31 @@ class EvalSplit:
 def of_dataset(
     config: DataConfig, split: str, prompt_files: Sequence[str] = (), templates: str = ""
 ) -> list[EvalSplit]:
-    """A split of each dataset of config.path, with the texts that its policy chooses.
+    """A split, or ALL, of each dataset of config.path, with the texts that its policy chooses.
 
     Raises:
       ValueError, FileNotFoundError: as open_sources; a label column that is not there.
     """
     found = []
-    for source in open_sources(config, split):
+    sources = open_sources(config, None if split == ALL else split)
+    names = collections.Counter(source.dataset.path.name for source in sources)
+    for source in sources:
         dataset, positions = source.dataset, source.positions
+        name = dataset.path.name
         columns = dataset.columns(["image_sha256", "article_id"])
         sha, article = (column.to_numpy()[positions] for column in columns.columns)
         labels = {}
         for file in prompt_files:
-            column = load_prompts(file, templates)["label_column"]
+            prompts = load_prompts(file, templates)
+            column = prompts["label_column"]
             labels[file] = dataset.columns([column])[column].to_numpy()[positions]
+            check_labels(labels[file], prompts)
         has_modality = "modality" in dataset.column_names
         modality = dataset.columns(["modality"])["modality"] if has_modality else None
         captions = [choose_text(dataset[int(i)].texts(), config.text, None) for i in positions]
         found.append(
             EvalSplit(
-                name=dataset.path.name,
+                name=name if names[name] < 2 else source.path,
                 split=split,
                 images=_records(dataset, positions),
                 image_id_N=np.array([hash64(x) for x in sha], np.int64),
@@ -119,20 +125,24 @@ def open_set(
     declaration: Declaration,
     sets_dir: epath.PathLike,
     splits: Sequence[str] = SPLITS,
+    scored: str = "",
 ) -> dict[str, EvalSplit]:
-    """Those of `splits` that a declared set, which lies in SETS_DIR/NAME, has.
+    """Those of `splits` that a declared set, which lies in SETS_DIR/NAME, has; or ALL of it.
 
+    Args:
+      scored: one of `splits` that must be there.
     Raises:
-      FileNotFoundError: it is not there; says where to get it.
+      FileNotFoundError: it is not there; says where to get it, or which splits it has.
       ValueError: it is not as declared.
     """
     root = Path(sets_dir) / name
     by_split, groups, seen = collections.defaultdict(list), collections.defaultdict(set), set()
-    left_out = collections.defaultdict(collections.Counter)
+    left_out, counts = collections.defaultdict(collections.Counter), collections.Counter()
     prompts = load_prompts(declaration.prompts) if declaration.prompts else {}
     try:
         for row in rows(declaration.layout, root) if root.exists() else ():
-            split = _split(name, declaration, row)
+            split = ALL if ALL in splits else _split(name, declaration, row)
+            counts[split] += 1
             groups[split].add(row["group"])
             if split in splits:
                 if prompts:
@@ -146,19 +156,27 @@ def open_set(
             seen.add(row["name"])
     except FileNotFoundError as error:
         raise FileNotFoundError(_missing(name, declaration, root, str(error))) from None
+    if not counts:
+        raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
     found = {}
     for split in splits:
         kept = _without_later_groups(split, by_split[split], groups, left_out[split])
         if kept:
             found[split] = _eval_split(name, declaration, split, kept, left_out[split])
-    if not seen or (any(by_split.values()) and not found):
-        raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
+            if not len(found[split].images):
+                why = f"none of {counts[split]:,} images can be read: {found[split].left_out}"
+                raise FileNotFoundError(_missing(name, declaration, root, why))
+            for label_N in found[split].labels.values():
+                check_labels(label_N, prompts)
+    if scored and scored not in found:
+        there = ", ".join(f"{split} ({number:,})" for split, number in counts.items())
+        raise FileNotFoundError(f"{name} has no {scored} split. It has: {there}.")
     return found
 
 
 def _why_not(row: dict, seen: set[str], is_labelled: bool) -> str:
-    """Why a row is left out; "" if it is not."""
-    if row["name"] in seen:  # RSNA: a row a box
+    """Why a row is left out; "" if it is not. An image has one label, but may have captions."""
+    if is_labelled and row["name"] in seen:  # RSNA: a row a box
         return "image in an earlier row"
     if row["label"] is None:
         return "label excluded by the declaration, or none"
@@ -169,6 +187,8 @@ def _without_later_groups(
     split: str, found: list[dict], groups: Mapping[str, set[str]], left_out: collections.Counter
 ) -> list[dict]:
     """Training images without those whose patient or article is in a split that is scored."""
+    if split == ALL:
+        return found
     later = set().union(*(groups[other] for other in SPLITS[SPLITS.index(split) + 1 :])) - {""}
     kept = [row for row in found if row["group"] not in later]
     if len(kept) < len(found):

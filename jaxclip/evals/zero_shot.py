@@ -13,6 +13,7 @@ say that a finding is there. prompts/_templates.json has other templates by name
 Shape letters: N records, C classes, E embedding.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
 
 def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
     """Gives prompts the templates, and the class names, of a choice in _templates.json."""
-    named = json.loads((PROMPTS / "_templates.json").read_text())
+    named = named_templates()
     if choice not in named:
         raise ValueError(f"templates ({choice!r}) must be one of {', '.join(named)}.")
     chosen = named[choice]
@@ -83,6 +84,7 @@ def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
     for field in ("templates", "negative_templates"):
         if field in prompts:
             prompts[field] = chosen[field]
+    prompts["templates_name"] = choice
 
 
 def classes_of(name: str) -> tuple[str, ...]:
@@ -96,9 +98,23 @@ def positive_class(prompts: dict[str, Any]) -> int:
     return classes.index(prompts["positive"]) if "positive" in prompts else 1
 
 
+def named_templates() -> dict[str, Any]:
+    return json.loads((PROMPTS / "_templates.json").read_text())
+
+
+def prompts_id(prompts: dict[str, Any]) -> str:
+    """`prompts v1 4f0c2a91` and the templates' name: two prompt files of one id say the same."""
+    told = {key: value for key, value in prompts.items() if key != "source"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    name = prompts.get("templates_name", "")
+    return f"prompts v{prompts.get('version', 0)} {digest[:8]} {name}".rstrip()
+
+
 def check_labels(label_N: np.ndarray, prompts: dict[str, Any]) -> None:
-    """Raises ValueError if a label is not a class of the prompt file."""
+    """Raises ValueError if a label, or a finding of one, is not a class of the prompt file."""
     classes = list(prompts["classes"])
+    if "negative_templates" in prompts:
+        label_N = np.array([finding for label in label_N for finding in label], object)
     if unknown := sorted(set(label_N.tolist()) - set(classes), key=str):
         raise ValueError(
             f"column {prompts['label_column']!r} has the labels {unknown}, which the prompt file "
@@ -165,12 +181,11 @@ def zero_shot(
     score_NC = class_scores(embeddings.image_NE, prompts, encode_text) * logit_scale
     group_N = np.asarray(embeddings.group_N)
     label_N = labels[embeddings.record_N]
+    check_labels(label_N, prompts)
     if "negative_templates" in prompts:
-        check_labels(np.array([x for found in label_N for x in found], object), prompts)
         true_NC = np.zeros(score_NC.shape, bool)
         for row, found in enumerate(label_N):
             true_NC[row, [classes[label] for label in found]] = True
         return multi_label(name, 1 / (1 + np.exp(-score_NC.astype(np.float64))), true_NC, group_N)
-    check_labels(label_N, prompts)
     true_N = np.array([classes[label] for label in label_N])
     return single_label(name, score_NC, true_N, group_N, positive_class(prompts))

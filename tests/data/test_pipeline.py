@@ -541,7 +541,7 @@ def test_unreadable_image_names_record_and_dataset(tmp_path, tokenizer, num_work
     ):
         while True:
             next(train_input)
-    assert command._is_ours(error.value) and "\n" not in str(error.value)  # told in one line
+    assert command.is_ours(error.value) and "\n" not in str(error.value)  # told in one line
     wait_until(lambda: not shared_memory_blocks() - before)
     with pytest.raises(ValueError, match=match):
         list(eval_batches(sources[0], config, tokenizer, batch_size=2))

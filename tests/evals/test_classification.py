@@ -79,3 +79,13 @@ def test_sensitivity_is_the_recall_of_the_positive_class():
     # a draw without a malignant image says nothing of how many of them are found
     drawn = malignant.metrics(np.array([3, 4, 4]))
     assert np.isnan(drawn["sensitivity"]) and drawn["specificity"] == 1
+
+
+def test_findings_are_calibrated_and_balanced_one_by_one():
+    """Two findings: one right but unsure, the other always said and half the time there."""
+    true = np.array([[1, 1], [0, 0], [0, 1], [0, 0]], bool)
+    probability = np.array([[0.8, 0.9], [0.2, 0.9], [0.2, 0.9], [0.2, 0.9]])
+    found = multi_label("x", probability, true, np.arange(4)).values()
+    assert found["balanced_accuracy"] == pytest.approx((1 + (1 + 0) / 2) / 2)
+    # bins: one image at 0.8 and three at 0.2, each off by 0.2; all four at 0.9, of which half are
+    assert found["calibration_error"] == pytest.approx((0.2 + 0.4) / 2)

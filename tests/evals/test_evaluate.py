@@ -1,5 +1,6 @@
 """Models of others are scored as ours are, from bytes, pixels, paths; what is missing is told."""
 
+import json
 import pathlib
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+import jaxclip
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
 from jaxclip import evaluate
 from jaxclip.data.record import Dataset
@@ -15,11 +17,11 @@ from jaxclip.evals import results
 from jaxclip.evals.base import Embeddings, Measured
 from jaxclip.evals.embed import EmbeddingCache, fingerprint
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
+from jaxclip.evals.models import distinct_names, load_embedder, name_of_seeds, seeds_of
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.sets import of_dataset
-from jaxclip.evaluate import load_embedder, model_name, seeds_of
 from jaxclip.sharding import ShardingConfig, make_mesh
-from tests.conftest import tiny_example
+from tests.conftest import SHAPES, tiny_example
 from tests.models.pretrained.fixtures import read_fixture, write_folder
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "../shared/golden"
@@ -56,6 +58,21 @@ def test_bytes_pixels_and_paths_of_an_image_are_one_image(imported, tmp_path):
     assert np.linalg.norm(from_pixels, axis=1) == pytest.approx(1, abs=1e-5)
 
 
+def test_on_a_mesh_a_model_of_others_gives_what_load_gives(tmp_path):
+    path = write_folder(tmp_path / "model", read_fixture("hf_clip_gelu"))
+    save_tokenizer(train_tokenizer(WORDS, vocab_size=60), tmp_path / "own.json")
+    mesh = make_mesh(ShardingConfig())
+    assert mesh.size == 8
+    one = jaxclip.load(str(path), tokenizer=str(tmp_path / "own.json"))
+    all_devices = load_embedder(str(path), mesh, str(tmp_path / "own.json"))
+    images, texts = [tiny_example(n).record.image for n in range(3)], ["red circle", "a cross"]
+    # the same float32 sums in another order
+    for tower, given in (("encode_image", images), ("encode_text", texts)):
+        expected, found = (getattr(model, tower)(given) for model in (one, all_devices))
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert all_devices.logit_scale == pytest.approx(one.logit_scale)
+
+
 def test_a_model_of_others_is_scored(imported, tiny_dataset, tmp_path):
     (split,) = of_dataset(DataConfig(path=(str(tiny_dataset),)), "validation")
     cache = EmbeddingCache(imported, tmp_path)
@@ -71,9 +88,31 @@ def test_a_model_of_others_is_scored(imported, tiny_dataset, tmp_path):
     }  # fmt: skip
     assert all(np.isfinite(row["value"]) for row in rows)
     (line,) = nothing
-    assert line.startswith("probe of ") and "labels: None" in line
+    assert line.startswith("probe of ") and "labels: None" in line and "tokenizer" not in line
     assert len(list(tmp_path.iterdir())) == 2  # images and captions, each once
-    assert fingerprint(imported) == cache.fingerprint
+    assert fingerprint(imported, "image") != fingerprint(imported, "text")
+
+
+def test_a_model_of_images_alone_is_probed(tiny_dataset, tmp_path):
+    """A vision transformer without text tower; a checkpoint without a vocabulary is alike."""
+    path = write_folder(tmp_path / "vit", read_fixture("hf_vit"))
+    model = load_embedder(str(path), make_mesh(ShardingConfig()))
+    prompts = {"version": 1, "label_column": "shape", "templates": ["{}"]}
+    prompts |= {"classes": {shape: [shape] for shape in SHAPES}}
+    (tmp_path / "shapes.json").write_text(json.dumps(prompts))
+    splits = {
+        split: of_dataset(DataConfig(path=(str(tiny_dataset),)), split, [f"{tmp_path}/shapes.json"])
+        for split in ("train", "test")
+    }
+    found, nothing = evaluate_split(
+        EmbeddingCache(model, tmp_path / "kept"), {k: v for k, (v,) in splits.items()}, "test",
+        SuiteOptions(suite=("retrieval", "zero_shot", "probe", "representation")),
+    )  # fmt: skip
+    assert {measured.name.partition("/")[0] for measured in found} == {
+        "image_to_image", "linear_probe", "nearest_neighbours", "representation"
+    }  # fmt: skip
+    (line,) = nothing
+    assert line.startswith("zero_shot of") and "no vocabulary: --tokenizer=FILE" in line
 
 
 def test_models_of_one_table_are_compared(tmp_path, capsys):
@@ -101,7 +140,11 @@ def test_models_of_one_table_are_compared(tmp_path, capsys):
 def test_models_by_name():
     assert seeds_of("A,B") == ["A", "B"]
     assert seeds_of("RUN:random")[::7] == ["RUN:random0", "RUN:random7"]
-    assert model_name("runs/a/", object()) == "a"
+    names = distinct_names(["runs/a/", "x/final", "y/final", "z/y/last", "z/x/last", "r:random0"])
+    assert list(names.values()) == ["a", "x/final", "y/final", "y/last", "x/last", "r:random0"]
+    assert name_of_seeds("runs/a/,x/final", names) == "a,x/final (2 seeds)"
+    with pytest.raises(ValueError, match="has a model twice"):
+        distinct_names(["runs/a", "runs/a/"])
     with pytest.raises(FileNotFoundError, match="holds no run of jaxclip.train"):
         load_embedder("nowhere:random0", make_mesh(ShardingConfig()))
 

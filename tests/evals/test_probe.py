@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxclip.evals.classification import softmax
 from jaxclip.evals.probe import (
@@ -10,7 +9,7 @@ from jaxclip.evals.probe import (
     few_shot_indices,
     fit,
     linear_logits,
-    neighbour_logits,
+    neighbour_shares,
     probe,
 )
 from tests.evals.fixture import expected
@@ -56,6 +55,9 @@ def test_few_shot_draws():
     target = np.eye(3)[np.array([0] * 10 + [1] * 5 + [2] * 2)]
     chosen = few_shot_indices(target, 4, seed=0)
     assert target[chosen].sum(axis=0).tolist() == [4, 4, 2]  # a class has no more than it has
+    findings = np.eye(3)[np.arange(90) % 3] * (np.arange(90) < 30)[:, None]
+    healthy = ~findings[few_shot_indices(findings, 4, seed=0)].any(axis=1)
+    assert healthy.sum() == 4  # images without a finding are a class of their own
     assert few_shot_indices(target, 4, seed=1).tolist() != chosen.tolist()
 
 
@@ -63,7 +65,7 @@ def test_neighbours_vote():
     angle = np.array([0.0, 0.1, 0.2, 3.0])
     train = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
     target = np.eye(2)[[0, 0, 1, 1]]
-    near, opposite = neighbour_logits(train, target, -train[[3, 0]])
+    near, opposite = neighbour_shares(train, target, -train[[3, 0]])
     assert near.argmax() == 0 and opposite.argmax() == 1
 
 
@@ -82,5 +84,7 @@ def test_findings_are_probed_one_by_one():
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     target = np.stack([x[:, 0] > 0, x[:, 1] > 0], 1)  # both, one or none
     parts = [(x[i::3], target[i::3]) for i in range(3)]
-    logits, _ = linear_logits(*parts[:2], parts[2][0], True)
-    assert ((logits > 0) == parts[2][1]).mean() == pytest.approx(1, abs=0.1)
+    found = {m.name: m.values() for m in probe(*parts, np.arange(40), "toy", True)}
+    assert found["linear_probe/toy/all"]["macro_f1"] > 0.9
+    # shares above a half are said to be there: sigmoid(log share) never is above a half
+    assert found["nearest_neighbours/toy"]["macro_f1"] > 0.7

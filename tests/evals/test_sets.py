@@ -5,13 +5,16 @@ The embedder here needs no model: embeddings come from an image's bytes and a te
 
 import csv
 import io
+import re
 import zipfile
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+from jax.experimental import multihost_utils
 
 from jaxclip.data.record import hash64
 from jaxclip.evals import results
@@ -87,6 +90,21 @@ def test_a_table_with_patients(sets_dir):
     assert splits["test"].images[0] == jpeg(6)
     groups = [set(split.groups) for split in splits.values()]
     assert not groups[0] & groups[1] and not groups[1] & groups[2]
+
+
+def test_an_image_keeps_all_its_captions(tmp_path):
+    """Quilt-1M has a row a caption: each is a right answer of its image."""
+    (tmp_path / "quilt_1m/quilt_1m").mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / f"quilt_1m/quilt_1m/{i}.jpg").write_bytes(jpeg(i))
+    shown = [f"{i}.jpg,caption {j},val" for j, i in enumerate((0, 0, 1, 2, 2))]
+    table = "\n".join(["image_path,caption,split", *shown])
+    (tmp_path / "quilt_1m/quilt_1M_lookup.csv").write_text(table)
+    split = open_set("quilt_1m", DECLARED["quilt_1m"], tmp_path)["validation"]
+    assert split.captions == [f"caption {j}" for j in range(5)] and not split.left_out
+    cache = EmbeddingCache(RandomEmbedder(), None)
+    found, _ = evaluate_split(cache, {"validation": split}, "validation", SuiteOptions())
+    assert [measured.num_units for measured in found] == [3, 5]  # images, captions
 
 
 def test_other_layouts(tmp_path):
@@ -188,11 +206,11 @@ def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
         open_set("bach", DECLARED["bach"], tmp_path)
 
 
-def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=50):
+def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=50, **options):
     embedder = RandomEmbedder(seed)
     splits = open_set("toy", TOY, sets_dir)
     cache = EmbeddingCache(embedder, directory)
-    found, _ = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite))
+    found, _ = evaluate_split(cache, splits, "test", SuiteOptions(suite=suite, **options))
     return results.rows_of(
         found, model=f"m{seed}", set_name="toy", split="test",
         identity=splits["test"].identity, draws=draws,
@@ -210,6 +228,29 @@ def test_embeddings_are_kept_by_content(sets_dir, tmp_path):
     assert changed.images_seen == 2 + 11
 
 
+def test_the_first_process_decides_whether_to_embed(sets_dir, tmp_path, monkeypatch):
+    """Embedding takes all processes: one that found a file on its own disk must not go ahead."""
+    _, _, cache, split = scored(tmp_path / "kept", sets_dir, suite=("representation",), draws=0)
+    kept_NE = cache.images(split.content_hash, split.images)
+    first_has = []
+
+    def broadcast(value):  # what process 0 would send
+        if np.ndim(value) == 0:
+            return np.int32(8 if first_has else 0)
+        return first_has[0]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    before = cache.embedder.images_seen
+    np.testing.assert_array_equal(cache.images(split.content_hash, split.images), kept_NE)
+    assert cache.embedder.images_seen == before + 11  # though the file is here
+    first_has.append(kept_NE[::-1])
+    found = cache.images("content that is not here", split.images)
+    np.testing.assert_array_equal(found, kept_NE[::-1])
+    assert cache.embedder.images_seen == before + 11
+
+
 def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     found, _, cache, split = scored(tmp_path / "kept", sets_dir, suite=tuple(EVALUATORS), draws=3)
     evaluators = {row["evaluator"].partition("/")[0] for row in found}
@@ -221,8 +262,13 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     results.write(found, [], out, {})
     assert len(results.read(out)) == len(found)
     split.captions[0] = "<script>alert(1)</script>"
+    split.modalities = np.array(["CT", "MRI<"] * 5 + ["US"], object)
     page = write_page(out, found, [section("m", cache, split)]).read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+    drawn = page.partition("aria-label=map")[2].partition("</svg>")[0]
+    # 11 images as discs and 11 texts as rings, in the colours of 3 modalities
+    assert drawn.count("stroke=") == 11 and drawn.count("r=3 fill='") == 11
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["CT", "MRI&lt;", "US"]
     assert page.count("<th>m0<th>Chance") == 1 and "Robustness by severity" in page
     assert not any("_severity_" in line for line in results.summary(found))  # a screen, not ten
 
@@ -233,6 +279,14 @@ def test_comparison_says_better_only_on_the_same_data(sets_dir, tmp_path):
     assert verdicts <= {"higher", "lower", "not distinguished"}
     same = results.compared(one, one)
     assert all(row["verdict"] == "not distinguished" and not row["difference"] for row in same)
+    for change in ({"protocol": "open_pmc"}, {"templates": "plain"}):
+        other = scored(None, sets_dir, seed=1, **change)[0]
+        verdicts = {row["evaluator"]: row["verdict"] for row in results.compared(two, other)}
+        for name in ("image_to_text", "zero_shot/vqa_rad"):
+            differs = name.startswith("zero") == ("templates" in change)
+            assert ("not comparable" in verdicts[name]) == differs, (name, change)
+            if differs:
+                assert all(value in verdicts[name] for value in change.values())
     for row in two:
         row["identity"] = "another"
     found = results.compared(one, two)

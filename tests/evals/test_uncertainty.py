@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from jaxclip.evals.base import Measured
-from jaxclip.evals.uncertainty import Interval, bootstrap, compare, percentiles, resamples
+from jaxclip.evals.classification import single_label
+from jaxclip.evals.uncertainty import (
+    Interval,
+    bootstrap,
+    compare,
+    half_samples,
+    percentiles,
+    resamples,
+)
 
 TRIALS = 500
 
@@ -77,4 +85,38 @@ def test_no_interval_where_none_can_be_known():
     assert np.isnan(percentiles(np.ones(10), num_groups=1)).all()
     assert np.isnan(percentiles(np.array([0.1, np.nan]), num_groups=5)).all()
     nothing = Interval(value=1.0, low=0.0, high=0.0, replicates_S=np.array([]))
-    assert compare(nothing, nothing, 3)[1] == "not distinguished"
+    assert compare(nothing, nothing, 3)[1] == "no interval"
+
+
+def test_draws_without_a_positive_do_not_take_the_interval():
+    """AUROC of 3 positives among 60: 1 draw in 20 has none of them; of 1: 1 in 3, too many."""
+    rng = np.random.default_rng(0)
+    for positives, has_interval in ((3, True), (1, False)):
+        true_N = (np.arange(60) < positives).astype(int)
+        score_NC = np.stack([np.zeros(60), rng.normal(size=60) + true_N], 1)
+        found = bootstrap(single_label("x", score_NC, true_N, np.arange(60)), draws=300)["auroc"]
+        assert np.isnan(found.replicates_S).any()
+        assert (found.low <= found.value <= found.high) == has_interval
+        assert np.isnan(found.low) != has_interval
+
+
+def test_halves_give_the_standard_error_of_a_mean_and_repeat_nothing():
+    rng = np.random.default_rng(0)
+    value_U = rng.normal(size=400)
+    measured = mean_of(value_U)
+    measured.halves = True
+    found = bootstrap(measured, draws=1000)["mean"]
+    assert len(found.replicates_S) == 100
+    # a standard deviation of 100 draws is off by 7 %
+    assert found.replicates_S.std() == pytest.approx(value_U.std() / 20, rel=0.2)
+    assert found.low < found.value < found.high
+    for units in half_samples(np.repeat(np.arange(5), 2), 20, seed=0):
+        assert len(set(units.tolist())) == len(units) == 6  # 3 of 5 groups, whole
+
+
+def test_repeats_widen_the_interval():
+    """Two probes, right on all and on none: which was drawn matters more than which images."""
+    measured = mean_of(np.ones(100))
+    measured.repeats = [lambda units: {"mean": 0.0}]
+    found = bootstrap(measured, draws=200)["mean"]
+    assert (found.low, found.value, found.high) == (0, 0.5, 1)
