@@ -49,7 +49,7 @@ def get_sweep(data: str = "../shared/data") -> Sweep:
         runs=runs,
         evaluations={
             "own": (f"--data={dataset}", "--split=test", "--suite=retrieval"),
-            "organs": (f"--sets_dir={sets}", "--set=vqa_rad", "--suite=zero_shot"),
+            "organs": (f"--sets_dir={sets}", "--set=vqa_rad", "--split=all", "--suite=zero_shot"),
             "mednist": (f"--sets_dir={sets}", "--set=mednist", "--suite=zero_shot,probe"),
         },
         make_data={
