@@ -27,7 +27,8 @@ from etils import epath
 
 from data_pipelines.options import option, run
 from data_pipelines.query import check_where, connect, deadline, run_query
-from jaxclip.data.record import TEXT_FIELDS, Dataset
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import TEXT_FIELDS
 from jaxclip.data.subset import Subset, open_dataset
 
 PER_PAGE = 24

@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from data_pipelines.options import option, run
-from jaxclip.data.record import METADATA, TEXT_FIELDS, Dataset, Record, write_atomically
+from jaxclip.data.dataset import METADATA, Dataset
+from jaxclip.data.files import write_atomically
+from jaxclip.data.record import TEXT_FIELDS, Record
 
 IDENTITIES = {"position", "article_id", "figure_id", "panel_id", "image_sha256", "article_title"}
 IDENTITIES |= {"pmid", "doi", "perceptual_hash", "caption_hash", "texts_hash"}

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines import remote
-from jaxclip.data.record import METADATA, Dataset
+from jaxclip.data.dataset import METADATA, Dataset
 
 OWN_FILES = re.compile(  # what a dataset, finished or not, consists of
     r"(records-\d{5,}\.(array_record|parquet|json)|(metadata|rows)\.parquet|dropped\.jsonl"

@@ -47,8 +47,9 @@ from data_pipelines.text_table import BadRow, num_rows, read_rows, read_text_tab
 from data_pipelines.tfds import read_tfds, tfds_jobs
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
 from data_pipelines.write import STAGED_ROWS, build_dataset
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Dataset, Drop, Example
+from jaxclip.data.record import SPLIT_NAMES, TEXT_FIELDS, Drop, Example
 
 SUFFIXES = {
     "tar": TAR_SUFFIXES,

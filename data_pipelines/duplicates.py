@@ -15,7 +15,8 @@ from etils import epath
 
 from data_pipelines.overlap_keys import Collection, cluster, collect
 from data_pipelines.remote import Shards
-from jaxclip.data.record import Record, hash64, shard_name
+from jaxclip.data.dataset import shard_name
+from jaxclip.data.record import Record, hash64
 
 COLUMNS = ("article_id", "figure_id", "image_sha256", "perceptual_hash", "caption_hash")
 

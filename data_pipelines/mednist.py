@@ -14,7 +14,8 @@ import posixpath
 from data_pipelines.images import open_images
 from data_pipelines.options import WriteOptions, option, run
 from data_pipelines.table import TableOptions, build_table
-from jaxclip.data.record import Dataset, hash64
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import hash64
 
 CLASSES = {
     "AbdomenCT": ("an axial CT image of the abdomen", "an abdominal CT scan"),

@@ -30,7 +30,8 @@ from data_pipelines.options import option, run
 from data_pipelines.overlap_keys import KINDS, Collection, cluster, collect
 from data_pipelines.query import connect
 from data_pipelines.uids import save_uids, uids_of
-from jaxclip.data.record import SPLITS, write_atomically
+from jaxclip.data.files import write_atomically
+from jaxclip.data.record import SPLITS
 from jaxclip.data.subset import open_dataset
 from jaxclip.data.tfds import TfdsDataset
 

@@ -17,8 +17,9 @@ import tqdm
 from etils import epath
 
 from data_pipelines.fingerprint import caption_hash, near_duplicates, perceptual_hash
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import Dataset, Record, article_key, figure_key, hash64
+from jaxclip.data.record import Record, article_key, figure_key, hash64
 from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.tfds import TfdsDataset
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from jaxclip.data.record import METADATA, Dataset
+from jaxclip.data.dataset import METADATA, Dataset
 
 MEMORY = "1500MB"
 # What DuckDB calls consistent, or does not tell of: age(x) is counted from today.

@@ -24,7 +24,7 @@ import fsspec
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from jaxclip.data.record import temporary_name
+from jaxclip.data.files import temporary_name
 
 BLOCK_BYTES = 8 << 20  # read ahead: a request a block
 RETRIES = 5  # of a read, with 1, 2, 4, ... seconds between

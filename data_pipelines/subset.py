@@ -37,7 +37,8 @@ from data_pipelines.uids import (
     uid_expression,
     uids_of,
 )
-from jaxclip.data.record import SPLITS, Dataset
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import SPLITS
 from jaxclip.data.subset import Subset, write_subset
 
 UIDS = "uids.npy"

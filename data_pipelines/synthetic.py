@@ -40,7 +40,8 @@ from data_pipelines.synthetic_captions import (
 )
 from data_pipelines.synthetic_figures import compose, draw, encode, near_duplicate
 from data_pipelines.write import build_dataset
-from jaxclip.data.record import Dataset, Example, Record, split_of
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import Example, Record, split_of
 
 # Articles have 1..6 figures: each block of 6 articles has every number once, in its own order. So
 # the article of a figure is known without looking at those before it.

@@ -38,8 +38,9 @@ from data_pipelines.text_table import (
     suffix,
 )
 from data_pipelines.write import STAGED_ROWS, build_dataset
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError
-from jaxclip.data.record import TEXT_FIELDS, Dataset, Drop, Example
+from jaxclip.data.record import TEXT_FIELDS, Drop, Example
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from etils import epath
 
 from data_pipelines.options import option, run
-from jaxclip.data.record import SPLITS, TEXT_FIELDS, Dataset
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import SPLITS, TEXT_FIELDS
 from jaxclip.data.tfds import TfdsDataset, load_tfds
 
 RECORD_FIELDS = (*TEXT_FIELDS, "article_id", "figure_id", "panel_id", "source", "licence")

@@ -24,7 +24,9 @@ from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_pipelines.options import option, run
-from jaxclip.data.record import TEXT_FIELDS, Dataset, write_atomically
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.files import write_atomically
+from jaxclip.data.record import TEXT_FIELDS
 from jaxclip.data.text import TokenizerConfig, load_tokenizer
 from jaxclip.data.vocabulary import clip_byte_names, clip_decoder, clip_pre_tokenizer
 

@@ -37,16 +37,9 @@ from data_pipelines.claim import (
     remove_dataset,
     tidy,
 )
-from jaxclip.data.record import (
-    Dataset,
-    Drop,
-    Example,
-    Record,
-    copying,
-    finish_dataset,
-    shard_name,
-    write_shard,
-)
+from jaxclip.data.dataset import Dataset, finish_dataset, shard_name, write_shard
+from jaxclip.data.files import copying
+from jaxclip.data.record import Drop, Example, Record
 
 Job = TypeVar("Job")
 

@@ -16,7 +16,7 @@ import jax
 
 from experiments.study import Run, Sweep, short
 from jaxclip.config import TrainConfig
-from jaxclip.data.record import Dataset
+from jaxclip.data.dataset import Dataset
 from jaxclip.metrics import PEAK_FLOPS
 from jaxclip.models import clip
 from jaxclip.train_step import train_flops_per_pair

@@ -23,7 +23,7 @@ from experiments.scaling import Analysis, Curve, ExchangeRate
 from experiments.tables import Row
 from experiments.variants import Ablation
 from experiments.words import number
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 
 INK = "#1d2530"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -22,7 +22,7 @@ from experiments.ensemble import REPLICATES
 from experiments.scaling import Analysis, analyse
 from experiments.tables import Row, Study, metric_name, read, scores, slices
 from experiments.words import number
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

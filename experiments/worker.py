@@ -30,7 +30,7 @@ from typing import Any
 
 from data_pipelines.options import option, run
 from jaxclip.command import EXIT_PREEMPTED
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 
 EXIT_BUSY = 76
 TRAIN = "train"

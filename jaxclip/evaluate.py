@@ -29,7 +29,8 @@ from jax.sharding import Mesh
 
 from jaxclip import command
 from jaxclip.config import load_config
-from jaxclip.data.record import SPLITS, write_atomically
+from jaxclip.data.files import write_atomically
+from jaxclip.data.record import SPLITS
 from jaxclip.data.sources import DataConfig
 from jaxclip.evals import page, results
 from jaxclip.evals.across import Across

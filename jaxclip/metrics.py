@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 
 # Dense 16-bit matrix products, FLOP/s a device, from the makers' data sheets; the first name that
 # is part of jax's device_kind wins.

@@ -23,8 +23,8 @@ from ml_collections import config_flags
 from jaxclip import command
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import TrainConfig, to_dict
+from jaxclip.data.files import write_atomically
 from jaxclip.data.pipeline import Batch, TrainInput
-from jaxclip.data.record import write_atomically
 from jaxclip.data.sources import open_sources
 from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
 from jaxclip.metrics import MetricWriter, Progress, read_scores

@@ -23,7 +23,7 @@ from etils import epath
 
 from jaxclip import command
 from jaxclip.config import TrainConfig, differences, to_dict
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 from jaxclip.data.sources import Source, seen_of
 from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
 from jaxclip.evals.suite import score_lines

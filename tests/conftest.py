@@ -16,7 +16,8 @@ import simplejpeg
 from absl import flags
 
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
-from jaxclip.data.record import Example, Record, finish_dataset, write_shard
+from jaxclip.data.dataset import finish_dataset, write_shard
+from jaxclip.data.record import Example, Record
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read a flag
 

@@ -17,7 +17,7 @@ import pytest
 
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.command import EXIT_PREEMPTED, EXIT_USER_ERROR
-from jaxclip.data.record import Dataset
+from jaxclip.data.dataset import Dataset
 from jaxclip.metrics import Progress
 from jaxclip.sharding import ShardingConfig, make_mesh
 from jaxclip.train import StopSignal, fetch, train

@@ -25,7 +25,8 @@ from data_pipelines.similarity import add_similarity, clip_score
 from data_pipelines.table import key_warnings
 from data_pipelines.text_table import read_rows, stage
 from data_pipelines.write import STAGED_ROWS, build_dataset
-from jaxclip.data.record import Dataset, Drop
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import Drop
 from jaxclip.data.subset import open_dataset
 
 

@@ -43,7 +43,8 @@ from data_pipelines.options import option, run
 from data_pipelines.pmc.articles import IMAGE_SUFFIXES
 from data_pipelines.pmc.licence import GROUPS, licence_group
 from data_pipelines.pmc.threads import in_threads
-from jaxclip.data.record import Drop, write_atomically
+from jaxclip.data.files import write_atomically
+from jaxclip.data.record import Drop
 
 FILE_COLUMNS = ("File", "Article File", "Key")
 CHECKSUM_COLUMNS = {"md5": "md5", "sha256": "sha256", "etag": "md5"}

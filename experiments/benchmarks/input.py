@@ -39,16 +39,11 @@ from etils import epath
 from data_pipelines.images import prepare_image
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
 from jaxclip import command
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
+from jaxclip.data.files import write_atomically
 from jaxclip.data.image import ImageConfig, train_image
 from jaxclip.data.pipeline import TrainInput, num_cores
-from jaxclip.data.record import (
-    Dataset,
-    Example,
-    Record,
-    finish_dataset,
-    write_atomically,
-    write_shard,
-)
+from jaxclip.data.record import Example, Record
 from jaxclip.data.sources import DataConfig, Source, open_sources
 from jaxclip.data.text import Tokenizer, TokenizerConfig, choose_text, load_tokenizer
 

@@ -32,7 +32,7 @@ from typing import Any
 from absl import flags
 
 from jaxclip import command
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 
 RELATED = {"positives": "same_caption", "ignore": ("same_figure", "same_article")}
 LOSSES: dict[str, dict[str, Any]] = {  # fields of LossConfig

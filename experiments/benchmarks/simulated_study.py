@@ -17,7 +17,7 @@ from etils import epath
 from scipy import stats
 
 from data_pipelines.options import option, run
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 
 TASK, METRIC = "simulated/test", "image_to_text/recall@1"
 Truth = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pairs, samples -> error

@@ -31,7 +31,7 @@ from ml_collections import config_flags
 
 from jaxclip import command
 from jaxclip.config import TrainConfig, check_types, to_dict
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 from jaxclip.losses import RELATIONS
 from jaxclip.metrics import PEAK_FLOPS
 from jaxclip.models import clip

@@ -24,7 +24,8 @@ from absl import flags
 
 from data_pipelines.signals import signals
 from jaxclip import command
-from jaxclip.data.record import Dataset, Example, Record, finish_dataset, write_shard
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
+from jaxclip.data.record import Example, Record
 
 _ROWS = flags.DEFINE_integer("rows", 5_000_000, "records of the dataset")
 _SIZE = flags.DEFINE_integer("size", 100_000, "records of the subset")

@@ -17,10 +17,11 @@ from collections.abc import Generator, Iterator, Sequence
 import grain
 import numpy as np
 
+from jaxclip.data.files import DamagedError
 from jaxclip.data.image import ImageError, eval_image, train_image
 from jaxclip.data.naflex import naflex_patches
 from jaxclip.data.order import Ref, TrainSamples
-from jaxclip.data.record import DamagedError, Record, article_key, figure_key, hash64
+from jaxclip.data.record import Record, article_key, figure_key, hash64
 from jaxclip.data.sources import DataConfig, Source
 from jaxclip.data.text import Tokenizer, choose_text
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageConfig
-from jaxclip.data.record import Dataset
 from jaxclip.data.subset import Subset, open_dataset
 from jaxclip.data.text import TextPolicy, TokenizerConfig
 from jaxclip.data.tfds import TfdsDataset

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxclip.data.record import SPLITS, Dataset, local_path, reading, write_atomically
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.files import local_path, reading, write_atomically
+from jaxclip.data.record import SPLITS
 from jaxclip.data.tfds import TfdsDataset, is_tfds
 
 FORMAT = "jaxclip-subset"

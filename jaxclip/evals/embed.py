@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 from jaxclip.evals.base import Embedder, Embeddings
 from jaxclip.evals.sets import EvalSplit
 

@@ -15,8 +15,8 @@ import numpy as np
 import simplejpeg
 from etils import epath
 
+from jaxclip.data.files import write_atomically
 from jaxclip.data.image import decode_image, resize
-from jaxclip.data.record import write_atomically
 from jaxclip.evals.base import Embeddings
 from jaxclip.evals.classification import predictions, softmax
 from jaxclip.evals.embed import EmbeddingCache, embed_set

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jaxclip.data.record import write_atomically
+from jaxclip.data.files import write_atomically
 from jaxclip.evals.base import Measured
 from jaxclip.evals.uncertainty import (
     Interval,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, image_size
-from jaxclip.data.record import SPLITS, Dataset, hash64, split_of
+from jaxclip.data.record import SPLITS, hash64, split_of
 from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.text import choose_text
 from jaxclip.data.tfds import TfdsDataset

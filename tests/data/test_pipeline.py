@@ -13,9 +13,10 @@ import pytest
 
 from jaxclip import command
 from jaxclip.data import order, pipeline
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
 from jaxclip.data.image import ImageConfig, eval_image
 from jaxclip.data.pipeline import TrainInput, eval_batches
-from jaxclip.data.record import Dataset, finish_dataset, hash64, write_shard
+from jaxclip.data.record import hash64
 from jaxclip.data.sources import DataConfig, Source, _read_labels, open_sources
 from jaxclip.data.text import TextPolicy, TokenizerConfig, load_tokenizer
 from jaxclip.train_step import step_batch

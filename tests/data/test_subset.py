@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
 from jaxclip.data.order import TrainSamples
-from jaxclip.data.record import Dataset, finish_dataset, write_shard
 from jaxclip.data.sources import DataConfig, open_sources, seen_of
 from jaxclip.data.subset import Subset, open_dataset, write_subset
 from jaxclip.workdir import budget_lines

@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 import jaxclip
 from data_pipelines.tokenizer import save_tokenizer, train_tokenizer
 from jaxclip import evaluate
-from jaxclip.data.record import Dataset
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.sources import DataConfig
 from jaxclip.evals import results
 from jaxclip.evals.base import Embeddings, Measured

@@ -18,7 +18,8 @@ from experiments.miniature import sweep as miniature
 from experiments.quality_vs_scale import sweep as quality_vs_scale
 from experiments.study import load_sweep
 from jaxclip.config import flatten, to_dict
-from jaxclip.data.record import Dataset, hash64
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import hash64
 from jaxclip.data.text import choose_text
 from jaxclip.evals.declared import DECLARED
 

@@ -17,7 +17,8 @@ from PIL import Image
 from data_pipelines.browse import PER_PAGE, BrowseOptions, Server
 from data_pipelines.query import deadline, run_query
 from data_pipelines.synthetic_releases import draw
-from jaxclip.data.record import Dataset, Example, Record, finish_dataset, write_shard
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
+from jaxclip.data.record import Example, Record
 from jaxclip.data.subset import write_subset
 
 NUM = 60

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.card import _short, describe, write_card
-from jaxclip.data.record import Dataset, Drop, Example, Record, finish_dataset, write_shard
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
+from jaxclip.data.record import Drop, Example, Record
 from tests.conftest import tiny_example
 
 EVIL = '<script>document.title="evil"</script><img src=x onerror=alert(1)>'

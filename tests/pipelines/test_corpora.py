@@ -16,7 +16,7 @@ from data_pipelines import remote, webdataset
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.layouts import LAYOUTS, context_of, parse_name
 from data_pipelines.synthetic_releases import TRAPS, draw, write_release
-from jaxclip.data.record import Dataset
+from jaxclip.data.dataset import Dataset
 
 SIZE = 24
 IMAGES = [draw(number, 40, 60) for number in range(SIZE)]

@@ -15,7 +15,8 @@ from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.synthetic_releases import draw
 from data_pipelines.text_table import BadRow, read_text_table
 from data_pipelines.webdataset import read_samples
-from jaxclip.data.record import Dataset, Drop
+from jaxclip.data.dataset import Dataset
+from jaxclip.data.record import Drop
 
 IMAGE = draw(1, 40, 60)
 

@@ -17,8 +17,9 @@ from data_pipelines.overlap import OverlapOptions, measure_overlap
 from data_pipelines.overlap_keys import COLUMNS, Collection, cluster, keys_of
 from data_pipelines.subset import SubsetOptions, make_subset
 from data_pipelines.synthetic_releases import draw
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
 from jaxclip.data.image import decode_image
-from jaxclip.data.record import Dataset, Example, Record, finish_dataset, write_shard
+from jaxclip.data.record import Example, Record
 
 FIGURES = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data" / "pmc_articles"
 NUM = 200

@@ -21,7 +21,8 @@ from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.remote import Shards, create_file, filesystem, read_file
 from data_pipelines.table import TableOptions, build_table
-from jaxclip.data.record import Dataset, Drop, Example, Record, write_shard
+from jaxclip.data.dataset import Dataset, write_shard
+from jaxclip.data.record import Drop, Example, Record
 from jaxclip.data.subset import Subset, open_dataset
 from tests.pipelines.buckets import gs_bucket, s3_bucket
 from tests.pipelines.pmc.articles import picture, write_articles

@@ -28,8 +28,9 @@ from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.options import PmcOptions
 from data_pipelines.synthetic_captions import Facts
 from data_pipelines.synthetic_figures import draw
+from jaxclip.data.dataset import finish_dataset, write_shard
 from jaxclip.data.image import decode_image
-from jaxclip.data.record import Drop, Example, Record, finish_dataset, write_shard
+from jaxclip.data.record import Drop, Example, Record
 from tests.pipelines.pmc.articles import write_articles
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared/data"
@@ -250,8 +251,8 @@ def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny
     """In padded batches."""
     import jax
 
+    from jaxclip.data.dataset import Dataset
     from jaxclip.data.image import eval_image
-    from jaxclip.data.record import Dataset
     from jaxclip.evals.suite import model_inputs
     from jaxclip.models import clip
 

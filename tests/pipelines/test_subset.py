@@ -13,7 +13,8 @@ import pytest
 
 from data_pipelines.subset import SubsetOptions, make_subset
 from data_pipelines.uids import IDENTITY, uid_expression
-from jaxclip.data.record import Dataset, Example, Record, finish_dataset, write_shard
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
+from jaxclip.data.record import Example, Record
 from jaxclip.data.subset import Subset
 
 MODALITIES = ("radiology",) * 5 + ("microscopy",) * 3 + ("other",) * 2

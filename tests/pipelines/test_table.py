@@ -20,7 +20,7 @@ from data_pipelines import figure, images
 from data_pipelines.mednist import MednistOptions, build_mednist, caption_of
 from data_pipelines.modality import MODALITIES
 from data_pipelines.table import TableOptions, build_table, read_rows
-from jaxclip.data.record import Dataset
+from jaxclip.data.dataset import Dataset
 
 PROJECT = pathlib.Path(__file__).parents[2]
 SHARED = PROJECT / ".." / "shared" / "data"

@@ -13,8 +13,8 @@ import pytest
 
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.tfds import TfdsOptions, publish
+from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
 from jaxclip.data.pipeline import TrainInput
-from jaxclip.data.record import Dataset, finish_dataset, write_shard
 from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.subset import open_dataset
 from jaxclip.data.text import TokenizerConfig, load_tokenizer

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from data_pipelines.tokenizer import describe, read_texts, save_tokenizer, train_tokenizer
-from jaxclip.data.record import Example, Record, finish_dataset, write_shard
+from jaxclip.data.dataset import finish_dataset, write_shard
+from jaxclip.data.record import Example, Record
 from jaxclip.data.text import TokenizerConfig, load_tokenizer
 
 TEXTS = [

@@ -16,8 +16,9 @@ from data_pipelines import claim, write
 from data_pipelines.images import prepare_image
 from data_pipelines.remote import Shards
 from data_pipelines.write import build_dataset, train_texts
+from jaxclip.data.dataset import Dataset, shard_name, write_shard
 from jaxclip.data.image import ImageError, decode_image
-from jaxclip.data.record import Dataset, Drop, Example, Record, shard_name, write_shard
+from jaxclip.data.record import Drop, Example, Record
 
 MADE_BY = {"module": "test", "options": {"size": 3}}
 JOBS = (0, 10, 20, 30)

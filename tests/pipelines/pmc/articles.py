@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipelines.pmc.build import build_pmc
 from data_pipelines.pmc.context import ContextOptions
 from data_pipelines.pmc.options import PmcOptions
-from jaxclip.data.record import Dataset
+from jaxclip.data.dataset import Dataset
 
 FRONT = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE article PUBLIC "-//NLM//DTD JATS v1.2//EN" "JATS-archivearticle1.dtd">

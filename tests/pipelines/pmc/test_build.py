@@ -16,8 +16,8 @@ from lxml import etree
 from PIL import Image
 
 from data_pipelines.options import take_beam_options
+from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import decode_image
-from jaxclip.data.record import Dataset
 from tests.pipelines.pmc.articles import article, build, drops, fig, picture, write_articles
 
 BEAM = ("--runner=DirectRunner", "--direct_num_workers=1")
