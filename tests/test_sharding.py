@@ -232,7 +232,7 @@ def test_a_slurm_step_of_two_tasks_joins():
         )
     for i, (out, err) in enumerate([task.communicate(timeout=300) for task in tasks]):
         assert tasks[i].returncode == 0, err
-        assert out.splitlines()[0] == f"process {i} of 2 (SLURM job {job})"
+        assert f"process {i} of 2 (SLURM job {job})" in out.splitlines()  # Gloo prints, too
         assert "[7, 8]" in out  # each has heard of the other
 
 

@@ -81,7 +81,7 @@ def converted_from(data: bytes) -> str:
                 return "CMYK"
             if any(";16" in str(tile[3]) for tile in image.tile):
                 return "16-bit colour"
-            return "transparency" if _is_transparent(image) else ""
+            return "transparency" if image.has_transparency_data else ""
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def pillow_pixels(image: Image.Image) -> np.ndarray:
         raise ImageError("floating-point pixels", "no range to map to 0..255")
     if image.mode.startswith("I"):  # I;16, I;16B; I is 32 bits
         return _deep_grey(image)
-    convert = _on_white if _is_transparent(image) else _as_rgb
+    convert = _on_white if image.has_transparency_data else _as_rgb
     return _stack(map(convert, _bands(image)), image.height, image.width)
 
 
@@ -142,10 +142,6 @@ def _stack(bands: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
         pixels_HW3[top : top + len(band)] = band
         top += len(band)
     return pixels_HW3
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    return image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

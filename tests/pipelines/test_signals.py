@@ -236,6 +236,7 @@ def untrained_run(tiny_dataset, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("untrained").absolute()
     config = tiny_config.get_config()
     (workdir / "config.json").write_text(json.dumps(to_dict(config)))
+    (workdir / "run.json").write_text("{}")
     (workdir / "tokenizer").mkdir()
     shutil.copy(tiny_dataset / "tokenizer.json", workdir / "tokenizer/tokenizer.json")
     tokenizer_file = str(tiny_dataset / "tokenizer.json")
