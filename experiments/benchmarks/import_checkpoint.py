@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-_FOLDER = flags.DEFINE_string("folder", None, "Where the checkpoints are, or will be made.")
+_FOLDER = flags.DEFINE_string(
+    "folder", None, "Where the checkpoints are, or will be made.", required=True
+)
 _ONLY = flags.DEFINE_list("only", [], "Of KINDS; default: all.")
 _MEASURE = flags.DEFINE_string("measure", "", "Of KINDS: in this process; else each in its own.")
 KINDS = {  # family, format
