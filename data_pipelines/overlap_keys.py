@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import multiprocessing
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import tqdm
 from etils import epath
 
 from data_pipelines.fingerprint import caption_hash, near_duplicates, perceptual_hash
+from jaxclip.command import num_cores
 from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, decode_image
 from jaxclip.data.record import Record, article_key, figure_key, hash64
@@ -136,7 +136,7 @@ def _in_parallel(
     function: Callable[..., np.ndarray], jobs: Sequence[tuple], workers: int, name: str
 ) -> Iterator[np.ndarray]:
     """function(*job) of each job, in order, a row a position."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or num_cores(), len(jobs))
     with contextlib.ExitStack() as stack:
         total = sum(len(job[1]) for job in jobs)
         bar = stack.enter_context(tqdm.tqdm(total=total, unit=" records", desc=name))

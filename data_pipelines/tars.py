@@ -52,3 +52,34 @@ def decompressed(file: BinaryIO) -> IO[bytes]:
     head = file.peek(6)  # pyright: ignore
     opener = next((COMPRESSIONS[magic] for magic in COMPRESSIONS if head.startswith(magic)), None)
     return opener(file) if opener else file
+
+
+class _Member(tarfile.TarInfo):
+    """Python's own reader takes a tar that breaks off between two members for a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_):
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # the two blocks of zeros that end a tar
+            raise
+        except tarfile.EmptyHeaderError:
+            raise tarfile.SubsequentHeaderError("no end mark: it breaks off here") from None
+        except tarfile.HeaderError as error:
+            raise tarfile.SubsequentHeaderError(str(error)) from None
+
+
+def open_tar(file: BinaryIO, end: int | None = None) -> tarfile.TarFile:
+    """A tar, compressed or not, to be read from beginning to end.
+
+    Args:
+      file: buffered.
+      end: the bytes that it may have, unpacked.
+    Raises, then or while it is read: TAR_ERRORS, and what junk makes the readers raise.
+    """
+    return tarfile.open(
+        fileobj=LimitedFile(decompressed(file), end),  # pyright: ignore
+        mode="r:",
+        tarinfo=_Member,
+        errors="backslashreplace",  # of a name that is no UTF-8
+    )

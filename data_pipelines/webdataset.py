@@ -7,13 +7,12 @@ is told as a Drop after the samples that came through.
 """
 
 import json
-import tarfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from data_pipelines.images import MAX_FILE_BYTES
 from data_pipelines.remote import open_file
-from data_pipelines.tars import TAR_ERRORS, LimitedFile, decompressed
+from data_pipelines.tars import TAR_ERRORS, open_tar
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
 
@@ -21,21 +20,6 @@ IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp")
 TEXT_MEMBERS = ("json", "jsonl", "txt", "caption")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 Row = dict[str, Any]
-
-
-class _Member(tarfile.TarInfo):
-    """Python's own reader takes a tar that breaks off between two members for a whole one."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_):
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # the two blocks of zeros that end a tar
-            raise
-        except tarfile.EmptyHeaderError:
-            raise tarfile.SubsequentHeaderError("no end mark: it breaks off here") from None
-        except tarfile.HeaderError as error:
-            raise tarfile.SubsequentHeaderError(str(error)) from None
 
 
 def read_samples(url: str) -> Iterator[Row | Drop]:
@@ -65,7 +49,7 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes | ImageError] | Drop]:
     """(key, suffix, content) of each member that a sample can have."""
     name, reading = "the beginning", None
     try:
-        with open_file(url) as file, _open_tar(file) as tar:
+        with open_file(url) as file, open_tar(file) as tar:
             for info in tar:
                 tar.members = []  # it keeps them all
                 name, parts = info.name, _split(info.name)
@@ -85,16 +69,6 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes | ImageError] | Drop]:
             yield *reading, ImageError("tar breaks off", str(error))
         else:
             yield Drop(item=f"{url}: after {name}", reason="tar breaks off", detail=str(error))
-
-
-def _open_tar(file: BinaryIO) -> tarfile.TarFile:
-    limited = LimitedFile(decompressed(file))
-    return tarfile.open(
-        fileobj=limited,  # pyright: ignore
-        mode="r:",
-        tarinfo=_Member,
-        errors="backslashreplace",  # of a name that is no UTF-8
-    )
 
 
 def _split(name: str) -> tuple[str, str] | None:

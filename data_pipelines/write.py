@@ -37,6 +37,7 @@ from data_pipelines.claim import (
     remove_dataset,
     tidy,
 )
+from jaxclip.command import num_cores
 from jaxclip.data.dataset import Dataset, finish_dataset, shard_name, write_shard
 from jaxclip.data.files import copying
 from jaxclip.data.record import Drop, Example, Record
@@ -226,7 +227,7 @@ def _write_shard(directory: str, index: int, items: Iterable[Example | Drop]) ->
 
 def _run(write: Callable[[int, Job], dict], jobs: Sequence[Job], workers: int) -> Iterator[dict]:
     """Yields write(index, job) of every job, in the order they finish."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or num_cores(), len(jobs))
     if workers <= 1:
         yield from itertools.starmap(write, enumerate(jobs))
         return

@@ -1,4 +1,4 @@
-"""What every program does around its main(): flags in, one line out for a user's mistake."""
+"""What every program has: flags in, one line out for a user's mistake; its share of the cores."""
 
 import difflib
 import os
@@ -14,6 +14,13 @@ PACKAGES = ("jaxclip", "configs", "data_pipelines", "experiments")
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from jaxclip.checkpoint import CheckpointConfig
-from jaxclip.data.record import SPLIT_NAMES, SPLITS
+from jaxclip.data.record import ALL, SPLIT_NAMES, SPLITS
 from jaxclip.data.sources import DataConfig
 from jaxclip.losses import LossConfig
 from jaxclip.metrics import LogConfig
@@ -44,6 +44,9 @@ class EvalConfig:
     split: str = "validation"  # of the run's datasets that is scored; "": none is
     batch_size: int = 0  # 0: the training batch's
     zero_shot: tuple[str, ...] = ()  # prompt files, by name or path; see evals/zero_shot.py
+    sets: tuple[str, ...] = ()  # public sets, by their names in evals/declared.py
+    sets_dir: str = ""  # the folder that they are in; "": this one
+    sets_split: str = "test"  # of theirs that is scored; all: the whole sets
     ema: bool = False  # score the averaged parameters; needs optimizer.ema_decay
 
     def validate(self, name: str = "eval") -> None:
@@ -55,6 +58,10 @@ class EvalConfig:
             raise ValueError(
                 f"{name}.split ({self.split!r}) must be one of {', '.join(SPLITS)}, or '' for no "
                 f"evaluation while training.{f' Write {known!r}.' if known else ''}"
+            )
+        if self.sets_split not in (*SPLITS, ALL):
+            raise ValueError(
+                f"{name}.sets_split ({self.sets_split!r}) must be {', '.join(SPLITS)} or {ALL}."
             )
 
 

@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from jaxclip import command
 from jaxclip.config import load_config
 from jaxclip.data.files import write_atomically
-from jaxclip.data.record import SPLITS
+from jaxclip.data.record import ALL, SPLITS
 from jaxclip.data.sources import DataConfig
 from jaxclip.evals import page, results
 from jaxclip.evals.across import Across
@@ -39,7 +39,6 @@ from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.models import (
     distinct_names,
-    is_run,
     load_embedder,
     name_of_seeds,
     path_of,
@@ -47,10 +46,11 @@ from jaxclip.evals.models import (
 )
 from jaxclip.evals.representation import MAPS, require_map
 from jaxclip.evals.retrieval import PROTOCOLS
-from jaxclip.evals.sets import ALL, EvalSplit, of_dataset, open_set
+from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
 from jaxclip.evals.uncertainty import DRAWS
 from jaxclip.evals.zero_shot import load_prompts
 from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
+from jaxclip.start import is_run
 from jaxclip.workdir import environment
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A run, RUN:random, or a checkpoint; repeatable.")

@@ -89,6 +89,19 @@ def read_scores(workdir: epath.PathLike, step: int) -> dict[str, float]:
     return {}
 
 
+def score_lines(scores: Mapping[str, float]) -> list[str]:
+    """`split/name: value (chance c)`, a line each; chance stands beside what it belongs to."""
+    lines = []
+    for name, value in scores.items():
+        group, _, metric = name.rpartition("/")
+        if metric.startswith("chance_"):
+            continue
+        chance = scores.get(f"{group}/chance_{metric}")
+        shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+        lines.append(f"{name}: {shown}" + (f" (chance {chance:.4f})" if chance is not None else ""))
+    return lines
+
+
 class MetricWriter:
     """Writes scalars by step to metrics.jsonl, TensorBoard and W&B.
 

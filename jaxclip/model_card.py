@@ -12,8 +12,7 @@ from jaxclip.config import TrainConfig, load_config
 from jaxclip.data.sources import open_sources, seen_of
 from jaxclip.data.text import Tokenizer
 from jaxclip.evals import results
-from jaxclip.evals.suite import score_lines
-from jaxclip.metrics import read_metrics
+from jaxclip.metrics import read_metrics, score_lines
 from jaxclip.models import clip
 from jaxclip.models.pretrained.family import Family
 from jaxclip.start import is_run

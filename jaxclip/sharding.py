@@ -167,6 +167,15 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Indices, in order, of the rows of a batch that put_batch takes from this process.
+
+    On the mesh of a TPU slice hosts may take turns: they need not be neighbours.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
+
+
 def gather_to_hosts(rows: np.ndarray) -> np.ndarray:
     """This process's rows -> the rows of all processes, in order of process, on each of them."""
     if jax.process_count() == 1:

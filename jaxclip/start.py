@@ -13,13 +13,25 @@ from etils import epath
 from jaxclip.checkpoint import load_params
 from jaxclip.config import TrainConfig, load_config
 from jaxclip.data.text import Tokenizer, load_tokenizer
-from jaxclip.evals.suite import model_inputs
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_into, open_checkpoint, tree_of
 from jaxclip.models.pretrained.family import TOWERS, Family
 from jaxclip.models.pretrained.files import Tensor, Weights
 from jaxclip.models.pretrained.table import same
 from jaxclip.workdir import run_tokenizer
+
+
+def model_inputs(config: TrainConfig, tokenizer: Tokenizer) -> clip.Inputs:
+    """What the model takes in, from the image config and the tokenizer."""
+    return clip.Inputs(
+        image_size=config.data.image.size,
+        mean=config.data.image.mean,
+        std=config.data.image.std,
+        vocab_size=tokenizer.vocab_size,
+        context_length=tokenizer.context_length,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+    )
 
 
 def open_model(path_or_name: str) -> Family:

@@ -26,8 +26,8 @@ from jaxclip.config import TrainConfig, to_dict
 from jaxclip.data.files import write_atomically
 from jaxclip.data.pipeline import Batch, TrainInput
 from jaxclip.data.sources import open_sources
-from jaxclip.evals.suite import make_evaluate, model_inputs, score_lines
-from jaxclip.metrics import MetricWriter, Progress, read_scores
+from jaxclip.evals.suite import make_evaluate
+from jaxclip.metrics import MetricWriter, Progress, read_scores, score_lines
 from jaxclip.optimizer import make_schedule
 from jaxclip.sharding import (
     check_batch,
@@ -36,7 +36,7 @@ from jaxclip.sharding import (
     make_mesh,
     put_batch,
 )
-from jaxclip.start import start_params
+from jaxclip.start import model_inputs, start_params
 from jaxclip.train_step import (
     StepBatch,
     make_training,
@@ -96,7 +96,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> bool:
     samples_per_epoch = sum(len(source.positions) for source in sources)
     sizes = {"batch_size": config.batch_size, "samples_per_epoch": samples_per_epoch}
     total_steps = config.duration.resolve(**sizes, total_steps=None)
-    evaluate = make_evaluate(config, inputs, tokenizer, mesh) if config.eval.split else None
+    evaluate = make_evaluate(config, inputs, tokenizer, mesh)
 
     # Model and optimizer
     schedule = make_schedule(config.optimizer, **sizes, total_steps=total_steps)

@@ -26,8 +26,7 @@ from jaxclip.config import TrainConfig, differences, to_dict
 from jaxclip.data.files import write_atomically
 from jaxclip.data.sources import Source, seen_of
 from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
-from jaxclip.evals.suite import score_lines
-from jaxclip.metrics import read_metrics, read_scores
+from jaxclip.metrics import read_metrics, read_scores, score_lines
 from jaxclip.models import clip
 
 

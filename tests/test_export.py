@@ -17,14 +17,13 @@ from jaxclip.config import TrainConfig
 from jaxclip.data.sources import open_sources
 from jaxclip.evals import results
 from jaxclip.evals.base import Measured
-from jaxclip.evals.suite import model_inputs
 from jaxclip.export import embed_examples, example_batch, export
 from jaxclip.export import write_folder as write_folder_of
 from jaxclip.model_card import model_card
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_params, open_checkpoint
 from jaxclip.models.pretrained.timm_vit import TIMM, TimmViT, timm_activation, timm_sizes
-from jaxclip.start import open_model
+from jaxclip.start import model_inputs, open_model
 from jaxclip.train_step import TrainState
 from jaxclip.workdir import claim_workdir, open_tokenizer
 from tests import tiny_config

@@ -14,11 +14,10 @@ from jaxclip.checkpoint import Checkpoints
 from jaxclip.data.sources import open_sources
 from jaxclip.data.text import TokenizerConfig, load_tokenizer
 from jaxclip.evals.run import RunEmbedder
-from jaxclip.evals.suite import model_inputs
 from jaxclip.models import clip
 from jaxclip.models.pretrained import leaves_of, load_params
 from jaxclip.sharding import ShardingConfig, make_mesh
-from jaxclip.start import open_model, start_params
+from jaxclip.start import model_inputs, open_model, start_params
 from jaxclip.train_step import TrainState
 from jaxclip.workdir import claim_workdir, open_tokenizer
 from tests import tiny_config

@@ -10,7 +10,6 @@ import pytest
 from configs import clip_resnet50, lit_text
 from jaxclip.checkpoint import load_params
 from jaxclip.config import load_config
-from jaxclip.evals.suite import model_inputs
 from jaxclip.models import clip
 from jaxclip.models.bert import BertConfig
 from jaxclip.models.layers import TransformerConfig
@@ -20,6 +19,7 @@ from jaxclip.models.resnet import ResNetConfig
 from jaxclip.models.vit import ViTConfig
 from jaxclip.optimizer import Duration
 from jaxclip.sharding import ShardingConfig, make_mesh, tree_sharding
+from jaxclip.start import model_inputs
 from jaxclip.train import train
 from jaxclip.workdir import run_tokenizer
 from tests import tiny_config

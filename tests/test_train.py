@@ -52,6 +52,12 @@ def start(dataset, workdir, *overrides, program="jaxclip.train", devices=1, **en
     )
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def finish(process, expected_code=0):
     out, err = process.communicate(timeout=300)
     assert process.returncode == expected_code, f"{out}\n{err}"
@@ -196,9 +202,7 @@ def test_waiting_for_data_counts_only_while_the_devices_are_idle():
 def test_two_processes_save_and_one_resumes(undisturbed, tiny_dataset, tmp_path):
     """2 processes x 4 devices, stopped by SIGTERM; then 1 process x 8 devices takes over."""
     workdir = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     processes = [
         start(
             tiny_dataset,
@@ -224,11 +228,21 @@ def test_two_processes_save_and_one_resumes(undisturbed, tiny_dataset, tmp_path)
     assert losses(workdir) == pytest.approx(losses(undisturbed[0]), rel=2e-4)
 
 
-def test_evaluate_gives_the_scores_of_training_on_other_devices(undisturbed):
+@pytest.mark.parametrize(("processes", "devices"), [(1, 3), (2, 2)])
+def test_evaluate_gives_the_scores_of_training_elsewhere(undisturbed, tmp_path, processes, devices):
+    """On 3 devices batches of 16 rows become 18; of two processes the first one writes."""
     workdir, _ = undisturbed
-    # 3 devices: batches of 16 rows become 18
-    finish(start(None, workdir, "--split=validation", program="jaxclip.evaluate", devices=3))
-    rows = json.loads((workdir / "evaluation/validation/results.json").read_text())["results"]
+    args = (None, workdir, "--split=validation", f"--out={tmp_path}")
+    env = {"COORDINATOR_ADDRESS": free_address(), "NUM_PROCESSES": str(processes)}
+    if processes == 1:
+        env = {}
+    of_all = [
+        start(*args, program="jaxclip.evaluate", devices=devices, **env, PROCESS_ID=str(i))
+        for i in range(processes)
+    ]
+    outs = [finish(process)[0] for process in of_all]
+    assert ["recall@1" in out for out in outs] == [True, False][:processes]
+    rows = json.loads((tmp_path / "results.json").read_text())["results"]
     found = {f"validation/{row['evaluator']}/{row['metric']}": row["value"] for row in rows}
     trained = {
         k: v for k, v in scores(workdir)[STEPS].items() if "/chance_" not in k and k != "step"

@@ -10,25 +10,22 @@ unit of work, up to MAX_TAR_BYTES. NCBI's bulk archives (oa_bulk) are larger: un
 and give the folder, whose articles many workers share.
 """
 
-import bz2
 import contextlib
 import dataclasses
 import functools
-import gzip
 import hashlib
-import lzma
 import os
 import posixpath
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import BinaryIO
 
 import fsspec
 
 from data_pipelines.images import MAX_FILE_BYTES, open_images
 from data_pipelines.remote import open_file
-from data_pipelines.tars import TAR_ERRORS, LimitedFile, TooLarge
+from data_pipelines.tars import TAR_ERRORS, TooLarge, open_tar
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
 
@@ -93,7 +90,7 @@ class Folder:
         """Raises ImageError: outside the folder, not there, too large, unreadable."""
         return open_images(self.root).read(name)
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BinaryIO:
         return open_file(posixpath.join(self.root, name))
 
     def _images(self, directory: str) -> dict[str, str]:
@@ -197,14 +194,9 @@ def _unpacked(folder: Folder, name: str) -> Iterator[Source | Drop]:
             yield Drop(item=name, reason="package: no article in it")
 
 
-def _unpack(file: IO[bytes], name: str, target: str) -> Iterator[Drop]:
+def _unpack(file: BinaryIO, name: str, target: str) -> Iterator[Drop]:
     """Writes the XML and images of a tar below `target`; yields what it refuses."""
-    openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-    opener = openers.get(_suffix(name))
-    plain = opener(file) if opener else file
-    names = {"errors": "backslashreplace"}  # of a name that is no UTF-8
-    limited = LimitedFile(plain, MAX_TAR_BYTES)
-    with tarfile.open(fileobj=limited, mode="r:", **names) as tar:  # pyright: ignore
+    with open_tar(file, MAX_TAR_BYTES) as tar:
         for count, member in enumerate(tar):
             if count >= MAX_TAR_MEMBERS:
                 raise TooLarge(f"more than {MAX_TAR_MEMBERS} members")

@@ -42,7 +42,7 @@ from jaxclip import command
 from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
 from jaxclip.data.files import write_atomically
 from jaxclip.data.image import ImageConfig, train_image
-from jaxclip.data.pipeline import TrainInput, num_cores
+from jaxclip.data.pipeline import TrainInput
 from jaxclip.data.record import Example, Record
 from jaxclip.data.sources import DataConfig, Source, open_sources
 from jaxclip.data.text import Tokenizer, TokenizerConfig, choose_text, load_tokenizer
@@ -237,7 +237,7 @@ def measure(
     repeats: int,
 ) -> dict:
     """Limit and loader in turn."""
-    cores = num_cores()
+    cores = command.num_cores()
     limits, rates, firsts = [one_core(images, config.image)], [], []
     for number in range(repeats):
         rate, first = loader(sources, config, tokenizer, number)
@@ -269,7 +269,7 @@ def measure(
 
 def settings() -> list[tuple[int, int, int]]:
     """(num_threads, num_workers, repeats); the first is the default."""
-    cores = num_cores()
+    cores = command.num_cores()
     few = min(3, _REPEATS.value)
     threads = sorted({1, cores, 2 * cores})
     return [(0, 0, _REPEATS.value), *((n, 0, few) for n in threads), (1, 1, few), (1, cores, few)]
@@ -325,7 +325,7 @@ def machine() -> dict:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         names = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
         cpu = names[0] if names else cpu
-    return {"cores": num_cores(), "cpu": cpu, "python": platform.python_version()}
+    return {"cores": command.num_cores(), "cpu": cpu, "python": platform.python_version()}
 
 
 def main(_) -> None:

@@ -17,7 +17,6 @@ import io
 import json
 import pathlib
 import platform
-import resource
 import tempfile
 import time
 
@@ -28,8 +27,8 @@ from absl import flags
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.images import prepare_image
 from data_pipelines.synthetic_releases import TAR_LAYOUTS, TRAPS, write_release
+from experiments.benchmarks.clock import cpu_seconds
 from jaxclip import command
-from jaxclip.data.pipeline import num_cores
 
 SIZES = ((450, 600), (600, 800))  # height, width
 DISTINCT_IMAGES = 128
@@ -48,13 +47,6 @@ def picture(rng: np.random.Generator, height: int, width: int) -> bytes:
     pixels_HW3 = np.moveaxis(128 + 45 * pixels_3HW / pixels_3HW.std(), 0, -1)
     pixels_HW3 = np.clip(pixels_HW3 + rng.normal(0, 4, pixels_HW3.shape), 0, 255).astype(np.uint8)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels_HW3), 85, colorsubsampling="420")
-
-
-def cpu_seconds() -> float:
-    """Of this process and the children that have ended."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    usages = [resource.getrusage(kind) for kind in kinds]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def seconds_per_image(images: list[bytes]) -> tuple[float, float]:
@@ -80,8 +72,8 @@ def measure(layout: str, images: list[bytes], folder: pathlib.Path) -> dict[str,
     image_wall, image_cpu = np.mean([before, after], axis=0).tolist()
     return {
         "pairs_per_second": len(pairs) / wall,
-        "limit_per_second": num_cores() / image_wall,
-        "per_second": len(pairs) * image_wall / (num_cores() * wall),
+        "limit_per_second": command.num_cores() / image_wall,
+        "per_second": len(pairs) * image_wall / (command.num_cores() * wall),
         "per_cpu_second": len(pairs) * image_cpu / cpu,
     }
 
@@ -95,7 +87,11 @@ def main(_) -> None:
             results[layout] = measure(layout, images, pathlib.Path(folder))
         told = ", ".join(f"{name} {value:,.2f}" for name, value in results[layout].items())
         print(f"{layout:14} {told}", flush=True)
-    report = {"pairs": _PAIRS.value, "cores": num_cores(), "python": platform.python_version()}
+    report = {
+        "pairs": _PAIRS.value,
+        "cores": command.num_cores(),
+        "python": platform.python_version(),
+    }
     text = json.dumps(report | {"results": results}, indent=1)
     pathlib.Path(_OUT.value).write_text(text)
 

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from jaxclip.data.pipeline import num_cores
+from jaxclip.command import num_cores
 from jaxclip.evals.base import Embeddings
 from jaxclip.evals.retrieval import retrieval
 

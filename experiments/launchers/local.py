@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.progress import Watch
 from experiments.worker import EXIT_BUSY, EXIT_CODES, claim, read_status, write_json
-from jaxclip.data.pipeline import num_cores
+from jaxclip.command import num_cores
 
 POLL = 1.0  # seconds
 

@@ -10,13 +10,13 @@ import contextlib
 import gc
 import itertools
 import math
-import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 
 import grain
 import numpy as np
 
+from jaxclip.command import num_cores
 from jaxclip.data.files import DamagedError
 from jaxclip.data.image import ImageError, eval_image, train_image
 from jaxclip.data.naflex import naflex_patches
@@ -28,13 +28,6 @@ from jaxclip.data.text import Tokenizer, choose_text
 MAX_CHUNK = 64  # samples that one thread turns into a piece of a batch
 IDS = ("article_id", "figure_id", "image_id", "caption_id")
 Batch = dict[str, np.ndarray]
-
-
-def num_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _EvalSamples:

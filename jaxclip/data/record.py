@@ -15,6 +15,7 @@ from jaxclip.data.files import AGAIN
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
+ALL = "all"  # in place of a split: all of them
 # what others call them
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test"}

@@ -12,7 +12,7 @@ from jaxclip import inference
 from jaxclip.evals.base import Embedder
 from jaxclip.evals.run import MeshEmbedder, RunEmbedder
 from jaxclip.sharding import tree_sharding
-from jaxclip.start import open_model
+from jaxclip.start import is_run, open_model
 
 RANDOM_SEEDS = 8
 
@@ -41,26 +41,19 @@ def load_embedder(model: str, mesh: Mesh, tokenizer: str = "") -> Embedder:
 
 
 class ImportedEmbedder(MeshEmbedder):
-    """What jaxclip.load gives, on all devices of a mesh, and its images prepared by all cores."""
+    """What jaxclip.load gives, on all devices of a mesh."""
 
     def __init__(self, model: inference.Model, mesh: Mesh):
         family, self.has_text = model.family, model.has_text
         params = jax.device_put(model.params, tree_sharding(model.params, mesh))
-        prepare = functools.partial(inference.prepared, config=family.image)
         # without a vocabulary or text tower the model's own error says so
         encode_texts = model.tokenizer.encode if model.tokenizer else model.encode_text
-        super().__init__(
-            family.model, family.inputs, params, encode_texts, prepare, family.image, mesh
-        )
+        super().__init__(family.model, family.inputs, params, encode_texts, family.image, mesh)
 
 
 @functools.lru_cache(maxsize=1)  # random seeds of a run share its compiled functions
 def _run_embedder(path: str, mesh: Mesh) -> RunEmbedder:
     return RunEmbedder(path, mesh)
-
-
-def is_run(path: epath.PathLike) -> bool:
-    return all((epath.Path(path) / file).exists() for file in ("config.json", "run.json"))
 
 
 def path_of(model: str) -> epath.Path:

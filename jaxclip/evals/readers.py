@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxclip.data.pipeline import num_cores
+from jaxclip.command import num_cores
 from jaxclip.data.tfds import INFO, load_tfds, open_builder
 from jaxclip.evals.tables import MAX_FILE_BYTES, Row, Table, read_file, table_rows
 

@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import checkpoint
+from jaxclip.command import num_cores
 from jaxclip.config import load_config
-from jaxclip.data.image import ImageConfig, eval_image, stack_images
-from jaxclip.data.pipeline import num_cores
-from jaxclip.evals.suite import model_inputs
+from jaxclip.data.image import ImageConfig, stack_images
+from jaxclip.inference import precise, prepared
 from jaxclip.models import clip
-from jaxclip.sharding import put_batch, tree_sharding, use_mesh
+from jaxclip.sharding import own_rows, put_batch, tree_sharding, use_mesh
+from jaxclip.start import model_inputs
 from jaxclip.workdir import run_tokenizer
 
 BATCH = 128
@@ -36,15 +36,14 @@ class MeshEmbedder:
         inputs: clip.Inputs,
         params: clip.Params,
         encode_texts: Callable[[Sequence[str]], Any],
-        prepare_image: Callable[[Any], np.ndarray],
         image: ImageConfig,
         mesh: Mesh,
     ):
         self.mesh, self.params, self.image = mesh, params, image
-        self._encode_texts, self._prepare_image = encode_texts, prepare_image
+        self._encode_texts = encode_texts
         whole = NamedSharding(mesh, PartitionSpec())  # every host reads all of it
         self._image, self._text = (
-            jax.jit(_on_mesh(encode, model, inputs, mesh), out_shardings=whole)
+            jax.jit(_on_mesh(precise(encode, model, inputs), mesh), out_shardings=whole)
             for encode in (clip.encode_image, clip.encode_text)
         )
 
@@ -53,28 +52,32 @@ class MeshEmbedder:
         return float(np.exp(self.params["logit_scale"]))
 
     def encode_image(self, images: Sequence[Any]) -> np.ndarray:
-        def prepare(part):
-            with ThreadPoolExecutor(num_cores()) as pool:
-                return stack_images(list(pool.map(self._prepare_image, part)), self.image)
+        def prepare(i):
+            return prepared(images[i], self.image)
 
-        return self._in_batches(images, prepare, self._image)
+        with ThreadPoolExecutor(num_cores()) as pool:
+            return self._in_batches(
+                len(images),
+                lambda rows: stack_images(list(pool.map(prepare, rows)), self.image),
+                self._image,
+            )
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return self._in_batches(texts, lambda part: self._encode_texts(list(part)), self._text)
+        return self._in_batches(
+            len(texts), lambda rows: self._encode_texts([texts[i] for i in rows]), self._text
+        )
 
-    def _in_batches(self, items: Sequence[Any], prepare: Callable, encode: Callable) -> np.ndarray:
-        """Every process is given all items, prepares its own rows and gets all embeddings."""
+    def _in_batches(self, count: int, prepare: Callable, encode: Callable) -> np.ndarray:
+        """Each process reads and prepares its own rows, and gets the embeddings of all."""
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        processes = jax.process_count()
-        size = -(-BATCH // (shards * processes)) * shards * processes
-        mine = slice(*(size // processes * (jax.process_index() + i) for i in (0, 1)))
+        size = -(-BATCH // shards) * shards
+        mine = own_rows(self.mesh, size)
         found = []
-        for start in range(0, len(items), size):
-            part = list(items[start : start + size])
-            part += part[:1] * (size - len(part))
-            batch = put_batch({"x": prepare(part[mine])}, self.mesh)
-            found.append(encode(self.params, batch["x"]))  # not waited for: the next is prepared
-        return np.concatenate([np.asarray(x) for x in found])[: len(items)]
+        for start in range(0, count, size):
+            rows = np.minimum(start + mine, count - 1).tolist()  # a short batch is filled up
+            batch = put_batch(prepare(rows), self.mesh)
+            found.append(encode(self.params, batch))  # not waited for: the next is prepared
+        return np.concatenate([np.asarray(x) for x in found])[:count]
 
 
 class RunEmbedder(MeshEmbedder):
@@ -95,9 +98,7 @@ class RunEmbedder(MeshEmbedder):
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self._sharding
         )
         self.step, params = checkpoint.load_params(workdir, like, ema=config.eval.ema)
-        super().__init__(
-            config.model, inputs, params, tokenizer.encode, self._crop, config.data.image, mesh
-        )
+        super().__init__(config.model, inputs, params, tokenizer.encode, config.data.image, mesh)
 
     def randomised(self, seed: int) -> "RunEmbedder":
         """The same model with random parameters: what chance looks like."""
@@ -106,18 +107,10 @@ class RunEmbedder(MeshEmbedder):
         other.step, other.params = 0, init(jax.random.key(seed))
         return other
 
-    def _crop(self, image: bytes | np.ndarray) -> np.ndarray:
-        if isinstance(image, np.ndarray):  # BMP, so that arrays take the same way as files
-            image = cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
-        return eval_image(image, self.image)
 
-
-def _on_mesh(encode: Callable, model: clip.ClipConfig, inputs: clip.Inputs, mesh: Mesh) -> Callable:
-    # float32 is float32, as jaxclip.load has it: accelerators would round factors to TF32, bfloat16
-    precision = "highest" if model.dtype == "float32" else "default"
-
+def _on_mesh(encode: Callable, mesh: Mesh) -> Callable:
     def on_mesh(params, x):
-        with use_mesh(mesh), jax.default_matmul_precision(precision):
-            return encode(model, inputs, params, x)
+        with use_mesh(mesh):
+            return encode(params, x)
 
     return on_mesh

@@ -17,14 +17,13 @@ from etils import epath
 
 from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, image_size
-from jaxclip.data.record import SPLITS, hash64, split_of
+from jaxclip.data.record import ALL, SPLITS, hash64, split_of
 from jaxclip.data.sources import DataConfig, open_sources
 from jaxclip.data.text import choose_text
 from jaxclip.data.tfds import TfdsDataset
 from jaxclip.evals.readers import Layout, LazyImages, rows
 from jaxclip.evals.zero_shot import check_labels, load_prompts
 
-ALL = "all"  # the whole set: every split of it
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {"validation": "validation", "validate": "validation", "dev": "validation"}
 SPLIT_NAMES |= {"test": "test", "testing": "test"}

@@ -1,46 +1,75 @@
-"""Evaluation while training: the evaluators over a split of the run's own datasets."""
+"""Evaluation while training: a split of the run's own datasets, and public sets."""
 
 import math
 from collections.abc import Callable, Iterable
 
 import jax
-import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxclip.config import TrainConfig
+from jaxclip.config import EvalConfig, TrainConfig
 from jaxclip.data.pipeline import eval_batches
 from jaxclip.data.sources import open_sources
 from jaxclip.data.text import Tokenizer
 from jaxclip.evals.base import Measured, embed_split, make_embed
+from jaxclip.evals.declared import DECLARED
+from jaxclip.evals.embed import EmbeddingCache
+from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
 from jaxclip.evals.retrieval import retrieval
+from jaxclip.evals.run import MeshEmbedder
+from jaxclip.evals.sets import open_set
 from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
 from jaxclip.models import clip
 
 Scores = dict[str, float]
-
-
-def model_inputs(config: TrainConfig, tokenizer: Tokenizer) -> clip.Inputs:
-    """What the model takes in, from the image config and the tokenizer."""
-    return clip.Inputs(
-        image_size=config.data.image.size,
-        mean=config.data.image.mean,
-        std=config.data.image.std,
-        vocab_size=tokenizer.vocab_size,
-        context_length=tokenizer.context_length,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-    )
+Evaluate = Callable[[clip.Params], Scores]
 
 
 def make_evaluate(
     config: TrainConfig, inputs: clip.Inputs, tokenizer: Tokenizer, mesh: Mesh
-) -> Callable[[clip.Params], Scores]:
+) -> Evaluate | None:
     """The function from parameters to scores, named SPLIT/[DATASET/]EVALUATOR/METRIC.
 
+    DATASET is the name of a public set, or of one of the run's own, if it has several. None if
+    nothing is to be scored.
+
     Raises, before anything is trained: ValueError, FileNotFoundError for a split without records, a
-    prompt file or label column that does not exist.
+    prompt file or label column that does not exist, a public set that is not there or not right.
     """
+    embedder = MeshEmbedder(config.model, inputs, {}, tokenizer.encode, config.data.image, mesh)
+    parts: list[Callable[[], Scores]] = []
+    if config.eval.split:
+        parts.append(_of_own_split(config, inputs, tokenizer, embedder))
+    if config.eval.sets:
+        parts.append(_of_sets(config.eval, embedder))
+
+    def evaluate(params: clip.Params) -> Scores:
+        embedder.params = params
+        return {name: value for part in parts for name, value in part().items()}
+
+    return evaluate if parts else None
+
+
+def _of_sets(config: EvalConfig, embedder: MeshEmbedder) -> Callable[[], Scores]:
+    if unknown := [name for name in config.sets if name not in DECLARED]:
+        raise ValueError(f"eval.sets {unknown} must be of {', '.join(DECLARED)}.")
+    split, sets_dir = config.sets_split, config.sets_dir or "."
+    sets = [open_set(name, DECLARED[name], sets_dir, (split,), split) for name in config.sets]
+
+    def evaluate() -> Scores:
+        cache = EmbeddingCache(embedder, None)  # these parameters are not seen again
+        scores = {}
+        for name, opened in zip(config.sets, sets, strict=True):
+            found, _ = evaluate_split(cache, opened, split, SuiteOptions())
+            scores |= {f"{split}/{name}/{key}": value for key, value in flat(found).items()}
+        return scores
+
+    return evaluate
+
+
+def _of_own_split(
+    config: TrainConfig, inputs: clip.Inputs, tokenizer: Tokenizer, embedder: MeshEmbedder
+) -> Callable[[], Scores]:
     sources = open_sources(config.data, config.eval.split)
     prompts = [(epath.Path(p).stem, load_prompts(p)) for p in config.eval.zero_shot]
     labels = [  # of each source, by prompt file
@@ -51,18 +80,12 @@ def make_evaluate(
         for (_, p), label_N in zip(prompts, source_labels, strict=True):
             check_labels(label_N[source.positions], p)
     # the last batch is filled up anyway, so the size may be what the mesh can split
+    mesh = embedder.mesh
     shards = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
     batch_size = math.ceil((config.eval.batch_size or config.batch_size) / shards) * shards
     embed = make_embed(config.model, inputs, mesh)
-    encode_text = jax.jit(
-        lambda params, tokens: clip.encode_text(config.model, inputs, params, tokens),
-        out_shardings=NamedSharding(mesh, PartitionSpec()),  # every host reads all of it
-    )
 
-    def evaluate(params: clip.Params) -> Scores:
-        def encode_texts(texts):
-            return np.asarray(encode_text(params, tokenizer.encode(texts)))
-
+    def evaluate() -> Scores:
         scores = {}
         for source, source_labels in zip(sources, labels, strict=True):
             batches = eval_batches(
@@ -73,17 +96,16 @@ def make_evaluate(
                 host=jax.process_index(),
                 num_hosts=jax.process_count(),
             )
-            embeddings = embed_split(embed, params, batches, mesh)
+            embeddings = embed_split(embed, embedder.params, batches, mesh)
             name = f"{config.eval.split}/"
             if len(sources) > 1:
                 name += f"{epath.Path(source.path).name}/"
             found = retrieval(embeddings)
-            logit_scale = float(np.exp(params["logit_scale"]))
             for (prompt_name, p), label in zip(prompts, source_labels, strict=True):
                 found.append(
                     zero_shot(
-                        embeddings, label, p, encode_texts,
-                        name=f"zero_shot/{prompt_name}", logit_scale=logit_scale,
+                        embeddings, label, p, embedder.encode_text,
+                        name=f"zero_shot/{prompt_name}", logit_scale=embedder.logit_scale,
                     )
                 )  # fmt: skip
             scores |= {f"{name}{key}": value for key, value in flat(found).items()}
@@ -100,16 +122,3 @@ def flat(found: Iterable[Measured]) -> Scores:
         values |= measured.counts
         scores |= {f"{measured.name}/{key}": value for key, value in values.items()}
     return scores
-
-
-def score_lines(scores: Scores) -> list[str]:
-    """`split/name: value (chance c)`, a line each; chance stands beside what it belongs to."""
-    lines = []
-    for name, value in scores.items():
-        group, _, metric = name.rpartition("/")
-        if metric.startswith("chance_"):
-            continue
-        chance = scores.get(f"{group}/chance_{metric}")
-        shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-        lines.append(f"{name}: {shown}" + (f" (chance {chance:.4f})" if chance is not None else ""))
-    return lines

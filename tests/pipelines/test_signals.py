@@ -229,8 +229,8 @@ def untrained_run(tiny_dataset, tmp_path_factory):
     from jaxclip.checkpoint import CheckpointConfig, Checkpoints
     from jaxclip.config import to_dict
     from jaxclip.data.text import load_tokenizer
-    from jaxclip.evals.suite import model_inputs
     from jaxclip.models import clip
+    from jaxclip.start import model_inputs
     from tests import tiny_config
 
     workdir = tmp_path_factory.mktemp("untrained").absolute()
@@ -254,8 +254,8 @@ def test_similarity_is_the_cosine_of_the_runs_own_embeddings(untrained_run, tiny
 
     from jaxclip.data.dataset import Dataset
     from jaxclip.data.image import eval_image
-    from jaxclip.evals.suite import model_inputs
     from jaxclip.models import clip
+    from jaxclip.start import model_inputs
 
     workdir, config, tokenizer, params = untrained_run
     inputs = model_inputs(config, tokenizer)

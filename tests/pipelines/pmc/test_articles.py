@@ -1,5 +1,7 @@
 """Where articles are: packages and what hides in them, folders and what is listed of them."""
 
+import bz2
+import gzip
 import io
 import lzma
 import os
@@ -149,6 +151,21 @@ def test_one_member_does_not_stop_the_others(tmp_path, head, num_records, reason
     dataset = build(tmp_path / "in", tmp_path / "ds")
     assert len(dataset) == 1 + num_records
     assert drops(dataset) == reasons
+
+
+@pytest.mark.parametrize("damage", [b"\x01" * 512 + bytes(512), b""])
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_damage_between_two_articles_is_told(tmp_path, damage, suffix):
+    """A header of junk, or an end between two members; what came before it is a record."""
+    more = plain(member("PMC2/b.nxml", NO_ID), member("PMC2/f1.jpg", picture(2)))
+    data = plain(*ARTICLE)[:-1024] + damage + (more if damage else b"")
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    data = compress.get(suffix.rpartition(".")[2], bytes)(data)
+    (tmp_path / "in").mkdir()
+    (tmp_path / f"in/z.{suffix}").write_bytes(data)
+    dataset = build(tmp_path / "in", tmp_path / "ds")
+    assert len(dataset) == 1
+    assert drops(dataset) == {"package: unreadable": 1}
 
 
 def test_a_full_disk_is_no_fault_of_the_package(tmp_path, monkeypatch):
