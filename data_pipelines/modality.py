@@ -20,6 +20,8 @@ import re
 import cv2
 import numpy as np
 
+from data_pipelines.images import darkest, lightest
+
 MODALITIES = ("radiology", "microscopy", "visible light", "chart", "other")
 FOREST = pathlib.Path(__file__).with_name("modality.npz")
 MEASURED = FOREST.with_suffix(".json")
@@ -132,8 +134,8 @@ def image_statistics(pixels_HW3: np.ndarray) -> np.ndarray:
     scalars = [
         np.log(width / height),
         np.log(width * height),
-        (small.min(2) >= 235).mean(),
-        (small.max(2) <= 20).mean(),
+        (darkest(small) >= 235).mean(),
+        (lightest(small) <= 20).mean(),
         saturation.mean() / 255,
         coloured.mean(),
         (saturation > 120).mean(),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from data_pipelines.images import darkest, lightest
 from data_pipelines.panel_regions import (
     Box,
     Point,
@@ -69,8 +70,7 @@ class Page:
             small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
         self.height, self.width = small.shape[:2]
         self.rules = STRICT
-        darkest, lightest = small.min(2), small.max(2)
-        white, black = darkest >= PAGE_WHITE, lightest <= PAGE_BLACK
+        white, black = darkest(small) >= PAGE_WHITE, lightest(small) <= PAGE_BLACK
         border = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
         page = black if white.mean() < 0.03 and border.mean() < 0.05 else white
         self._page = _sums(page)
@@ -279,7 +279,7 @@ def _step(pixels_HW3: np.ndarray, axis: int, reach: int) -> np.ndarray:
     """Where what is `reach` pixels before differs from what is `reach - 1` after, bool [H, W]."""
     before = np.roll(pixels_HW3, reach, axis)
     after = np.roll(pixels_HW3, 1 - reach, axis)
-    return cv2.absdiff(before, after).max(2) > SEAM_STEP
+    return lightest(cv2.absdiff(before, after)) > SEAM_STEP
 
 
 def _mean_around(profile: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ synthetic   compounds drawn with the real layouts of panels.csv from real images
             drawings (charts, diagrams). Layouts are in two halves by a hash of their name; the
             constants of find_panels were chosen on the development half.
 real        30 compound figures of PMC, boxed by hand: tests/pipelines/panel_boxes.json; from pixels
-            alone, told the number of panels, and as the pipeline does it, with the figure's caption.
-            The rules were made looking at these
+            alone, told the number of panels, and as the pipeline does it, with the figure's
+            caption. The rules were made looking at these
 held_out    35 others, drawn at random and boxed when all rules were made
 single      how often a PMC figure of one panel stays whole
 """
@@ -29,6 +29,7 @@ import numpy as np
 import simplejpeg
 
 from data_pipelines.captions import panels_of_caption, split_caption
+from data_pipelines.images import darkest
 from data_pipelines.panel_labels import Reader, rapidocr_reader
 from data_pipelines.panels import Box, find_panels
 from jaxclip.data.image import decode_image
@@ -154,7 +155,7 @@ def _draw_letter(page: np.ndarray, panel: LayoutPanel, left: int, top: int) -> N
 
 def _trimmed(pixels: np.ndarray) -> np.ndarray:
     """Without white margins, so that the box drawn is the box one sees."""
-    filled = pixels.min(2) < 228
+    filled = darkest(pixels) < 228
     if not filled.any():
         return pixels
     rows, columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
@@ -170,7 +171,7 @@ def synthetic(
     rng = np.random.default_rng(20261122)
     singles = [_trimmed(image) for image in single_figures(shared)]
     singles = [image for image in singles if min(image.shape[:2]) > 60]
-    white = [(image.min(2) >= 228).mean() for image in singles]
+    white = [(darkest(image) >= 228).mean() for image in singles]
     pictures = [image for image, share in zip(singles, white, strict=True) if share < 0.25]
     pictures += [_trimmed(image) for image in radiology(shared)]
     drawings = [image for image, share in zip(singles, white, strict=True) if share >= 0.25]
