@@ -14,7 +14,7 @@ from collections import defaultdict
 
 from lxml import etree
 
-from data_pipelines.pmc.licence import licence_name
+from data_pipelines.pmc.licence import narrowest
 from data_pipelines.pmc.mentions import Mention, find_mentions, label_key, unmark
 from data_pipelines.pmc.text import local_name, marked_text_of, text_of
 from jaxclip.data.text import sentence_spans
@@ -161,10 +161,8 @@ def _licence(permissions, unknown: str = "") -> str:
         for element in permissions.iter("license", "ext-link", "uri", "{*}license_ref")
         for value in (*element.attrib.values(), element.text or "")
     ]
-    if name := licence_name(" ".join(addresses)):
-        return name
     words = text_of(permissions.find("license")) + " " + text_of(permissions)
-    return licence_name(words) or unknown
+    return narrowest((" ".join(addresses), words)) or unknown
 
 
 def _date(meta) -> str:
