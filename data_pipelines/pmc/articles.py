@@ -21,10 +21,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import fsspec
-
 from data_pipelines.images import MAX_FILE_BYTES, open_images
-from data_pipelines.remote import open_file
+from data_pipelines.remote import files_below, is_url, list_files, open_file
 from data_pipelines.tars import TAR_ERRORS, TooLarge, open_tar
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
@@ -71,15 +69,13 @@ class Folder:
 
     def __init__(self, root: str):
         self.root = root
-        self.is_remote = "://" in root
+        self.is_remote = is_url(root)
         self.images = functools.lru_cache(maxsize=64)(self._images)
 
     def files(self) -> Iterator[str]:
         """Names of all files below, sorted."""
         if self.is_remote:
-            system, root = fsspec.url_to_fs(self.root)
-            names = (name[len(root) :].lstrip("/") for name in system.find(root))
-            yield from sorted(names)
+            yield from files_below(self.root)
             return
         for directory, folders, files in os.walk(self.root):
             folders.sort()
@@ -108,10 +104,9 @@ class Folder:
             return []
         # Any other error, of a network above all, must not make images missing for good.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if not self.is_remote:
-                return os.listdir(os.path.join(self.root, directory))
-            system, root = fsspec.url_to_fs(posixpath.join(self.root, directory))
-            return [posixpath.basename(name) for name in system.ls(root, detail=False)]
+            if self.is_remote:
+                return list_files(posixpath.join(self.root, directory))
+            return os.listdir(os.path.join(self.root, directory))
         return []
 
 
