@@ -25,6 +25,13 @@ _WORDS = re.compile(
     re.IGNORECASE,
 )
 _TERMS = {"-NC": r"\bnc\b|non-?com", "-SA": r"\bsa\b|share", "-ND": r"\bnd\b|deriv"}
+# What a caption says of somebody else's figure; a patient permits other things
+_CREDIT = re.compile(
+    r"\bwith (?:\w+ ){0,3}?permission(?! (?:of|from|by) (?:the |his |her |their )?"
+    r"(?:patient|parent|famil|participant|volunteer|subject))"
+    r"|\bcopyright (?:\(c\)|©|\d{4})|©|\ball rights reserved",
+    re.IGNORECASE,
+)
 _JOINTS = re.compile(r"[\s\u2010-\u2015\u2212-]+")  # "Attribution – Non Commercial", "CC BY‐NC"
 
 
@@ -62,3 +69,8 @@ def narrowest(texts: Iterable[str]) -> str:
     narrower group. "" where none names any."""
     names = [name for text in texts if (name := licence_name(text))]
     return max(names, key=lambda name: GROUPS.index(licence_group(name)), default="")
+
+
+def is_of_others(caption: str) -> bool:
+    """Whether a caption says that the figure is somebody else's: "Reprinted with permission." """
+    return bool(_CREDIT.search(caption))

@@ -185,6 +185,23 @@ def test_a_figure_with_its_own_permissions_is_not_the_articles():
     assert licence_group(OWN_TERMS) == "other"
 
 
+@pytest.mark.parametrize(
+    "caption, licence",
+    [
+        ("CT. Reproduced with permission from [3].", OWN_TERMS),
+        ("CT. Used with the kind permission of Elsevier.", OWN_TERMS),
+        ("CT. Copyright 2017, Springer.", OWN_TERMS),
+        ("Republished from [5] under a CC BY-NC license, with permission from X.", "CC BY-NC"),
+        ("Photograph, shown with permission of the patient.", "CC BY 4.0"),
+        ("Adapted from [3]; copyright law was obeyed.", "CC BY 4.0"),
+    ],
+)
+def test_a_figure_of_others_is_not_under_the_articles_licence(caption, licence):
+    credit = f"<attrib>{caption}</attrib>"
+    parsed = parse_article(article(fig(1, f"<p>{caption}</p>") + fig(2, "<p>b</p>", more=credit)))
+    assert [figure.licence for figure in parsed.figures] == [licence, licence]
+
+
 def test_a_sub_article_may_have_a_licence_of_its_own():
     """The nearest one that says so: a reply to a letter to the editor has the letter's."""
     stub = '<front-stub><permissions><license xlink:href="{}"/></permissions></front-stub>'.format
