@@ -30,6 +30,7 @@ from jaxclip.data.record import Drop
 XML_SUFFIXES = (".nxml", ".xml")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")  # best first
+PRINT_SUFFIXES = (".eps", ".pdf", ".svg", ".emf", ".wmf", ".ai", ".psd", ".jp2")  # of a name only
 MAX_XML_BYTES = 64 << 20
 MAX_TAR_BYTES = 8 << 30  # unpacked; the largest packages of PMC have about 3 GB
 MAX_TAR_MEMBERS = 1_000_000
@@ -59,7 +60,10 @@ class Source:
                 continue
             known = self.folder.images(posixpath.join(self.directory, posixpath.dirname(name)))
             known = known or self.folder.images(self.directory)  # info:doi/10.1371/journal.g001
-            if file := known.get(_stem(posixpath.basename(name))):
+            stem = _stem(posixpath.basename(name))
+            if _suffix(stem) in PRINT_SUFFIXES and stem not in known:
+                stem = stem.removesuffix(_suffix(stem))
+            if file := known.get(stem):
                 return file
         return None
 
