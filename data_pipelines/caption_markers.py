@@ -20,6 +20,9 @@ ONE = {"upper": "[A-Z]", "lower": "[a-z]", "roman": "x?[ivx]{1,4}", "digit": r"[
 # of where a space belongs, a hostile caption would take time exponential in its length.
 JOIN = r"(?: ?, ?(?:and |& ?)?| and | ?& ?| ?/ ?| ?[-–—−] ?| to | through )"
 PANEL = r"(?:[Pp]anels?|[Ii]mages?|[Ff]ig(?:ure|s?\.)?|[Pp]arts?|[Ss]ubfigures?)"
+OPENING = rf"(?:\b(?:In )?{PANEL} |\bIn )"  # "In (A), ...", "Panel (B) shows": of the marker
+REFERS = re.compile(r"\b(?:in|from|of|to|see|as|than|with)$")
+SHOWN_IN = re.compile(r"\b(?:shown|seen|depicted|displayed|presented|illustrated|given)\s+in$")
 CLAUSE_START = re.compile(r"[.:;?!\]]['\"”)]?$")
 FUNCTION_WORD = re.compile(
     r"\b(?:and|or|from|of|in|with|whereas|while|the|for|by|as|to|both|on|at|is|are|either)$|,$"
@@ -49,12 +52,17 @@ class Marker:
     at_start: bool = True  # of a clause
 
 
+# As Chinese and Cyrillic keyboards write them, one letter for one
+_LATIN = str.maketrans("（）［］：；，АВСЕΑΒΕ", "()[]:;,ABCEABE")
+
+
 def find_markers(text: str) -> list[Marker]:
     """The markers that split `text`, in order; none if it cannot be split.
 
     Every series of labels (A B C, a b c, i ii iii, 1 2 3) is tried in every style; the one with
     most labels in unbroken order wins. Letters "(a)" nested in "(A)" thereby stay text.
     """
+    text = text.translate(_LATIN)
     best: tuple[tuple[int, int, int], list[Marker]] | None = None
     for series, labels in SERIES.items():
         candidates = list(_candidates(text, series))
@@ -79,7 +87,7 @@ def in_series(labels: Iterable[str]) -> list[str]:
 
 # --- Candidates --------------------------------------------------------------------------------
 
-# each is tried by itself; "tail", as in "(CD34, E-H)", only helps out
+# each is tried by itself; "tail", as in "(CD34, E-H)", only helps out; a "reference" never does
 STYLES = (
     ("paren", "half"),
     ("paren", "tail"),
@@ -89,6 +97,7 @@ STYLES = (
     ("comma",),
     ("panel",),
     ("bare",),
+    ("reference",),
 )
 
 
@@ -96,12 +105,13 @@ def _patterns(series: str) -> dict[str, re.Pattern]:
     one = rf"{ONE[series]}['′]?(?!\w)"
     several = rf"\(?{one}\)?(?:{JOIN}\(?{one}\)?){{0,25}}"
     start = r"(?:(?<=[.:;?!\])])\s*|(?<=[.;,] )|(?<=^)|(?<=\band ))"
+    dash = r"|\s?[-–—−] " if series == "upper" else ""  # "1 - control, 2 - treated": a legend
     inside = rf"(?:{PANEL}\s+)?(?P<labels>{several})(?:\s*[,;:]\s*(?:{PLACE}){PLACE_NOUN})?"
     patterns = {
-        "paren": rf"[(\[]\s*{inside}\s*[)\]]",
+        "paren": rf"{OPENING}?[(\[]\s*{inside}\s*[)\]]",
         "tail": rf"[(;,]\s*(?:{PANEL}\s+)?(?P<labels>{several})\s*\)",
         "half": rf"(?<![\w(\[/-])(?P<labels>{one}(?:{JOIN}{one}){{0,25}})\)",
-        "colon": rf"{start}(?:{PANEL}\s+)?(?P<labels>{several})\s?:(?=\s|[A-Z])",
+        "colon": rf"{start}(?:{PANEL}\s+)?(?P<labels>{several})(?:\s?:(?=\s|[A-Z]){dash})",
         "dot": rf"{start}(?P<labels>{several})\.\s*(?=[A-Z0-9(\"“])",
         "comma": rf"{start}(?P<labels>{one}(?:{JOIN}{one}){{0,25}})\s?,\s+(?=\S)",
         "panel": rf"\b{PANEL}\s+\(?(?P<labels>{several})\)?(?=[\s,.:])",
@@ -130,7 +140,11 @@ def _candidates(text: str, series: str) -> Iterator[Marker]:
                 continue
             start = match.start() + len(match[0]) - len(match[0].lstrip())
             taken[start : match.end()] = True
-            found.append(_directed(text, Marker(start, match.end(), labels, style)))
+            marker = Marker(start, match.end(), labels, style)
+            if _is_reference(text, marker):
+                found.append(Marker(start, match.end(), labels, "reference", False, False))
+            else:
+                found.append(_directed(text, marker))
     yield from sorted(found, key=lambda marker: marker.start)
 
 
@@ -151,6 +165,15 @@ def _expand(written: str, series: str) -> tuple[str, ...]:
         else:
             labels.append(token)
     return tuple(labels)
+
+
+def _is_reference(text: str, marker: Marker) -> bool:
+    """Whether labels in brackets send to a panel, "the box in (a).", "leaves from panel (b) were",
+    and no words about it stand there, as in "The tissue is shown in (a)."."""
+    before = text[max(0, marker.start - 40) : marker.start].rstrip()
+    if marker.style != "paren" or not REFERS.search(before) or SHOWN_IN.search(before):
+        return False
+    return text[marker.start].islower() or bool(ENDS_CLAUSE.match(text, marker.end))
 
 
 def _directed(text: str, marker: Marker) -> Marker:
@@ -216,7 +239,9 @@ def _fill(
     lacking = [
         marker
         for marker in candidates
-        if have.isdisjoint(marker.labels) and not (marker.style == "bare" and not marker.at_start)
+        if have.isdisjoint(marker.labels)
+        and marker.style != "reference"
+        and not (marker.style == "bare" and not marker.at_start)
     ]
     both = sorted([*chosen, *lacking], key=lambda marker: marker.start)
     return _in_order(both, names) if lacking else list(chosen)

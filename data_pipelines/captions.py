@@ -36,6 +36,7 @@ GENERAL = re.compile(
     re.IGNORECASE,
 )
 
+UNFINISHED = re.compile(r"\b(?:of|in|from|with|for|by|to|on|at|between|the|both)$")
 _CONJUNCTION_FIRST = re.compile(r"^(?:and|or|while|whereas) +")
 _CONJUNCTION_LAST = re.compile(r"[ ,;](?:and|or|while|whereas)$")
 
@@ -120,8 +121,14 @@ def _claim_text(text: str, markers: Sequence[Marker]) -> tuple[str, list[tuple[M
     else:
         prefix, words = _cut_last_sentence(before)
         claims.append((markers[0], _tidy(words)))
+    stem = ""  # "SEM images of" (c) mice "and" (d) rats
     for marker, following in zip(markers, markers[1:], strict=False):
         between = text[marker.end : following.start]
+        before, last = _cut_last_sentence(between)
+        if before.strip():
+            stem = ""
+            if following.leads and not following.at_start and UNFINISHED.search(last.rstrip()):
+                between, stem = before, _tidy(last)
         if marker.leads and not following.leads:
             between, words = _cut_last_sentence(between)
             claims += [(marker, _tidy(between)), (following, _tidy(words))]
@@ -129,6 +136,7 @@ def _claim_text(text: str, markers: Sequence[Marker]) -> tuple[str, list[tuple[M
             claims.append((following, _tidy(between)))
         else:
             claims.append((marker, _tidy(between)))
+            claims += [(following, stem)] if not following.at_start else []
     rest = text[markers[-1].end :]
     if not markers[-1].leads:
         return _tidy(prefix), claims, _tidy(rest)
@@ -159,8 +167,8 @@ def _cut_general(text: str) -> tuple[str, str]:
 def _tidy(text: str) -> str:
     """Without what joined it to its neighbours. Stripped, not searched: a regular expression with
     "[,;(]+$" takes time quadratic in a run of brackets."""
-    text = _CONJUNCTION_FIRST.sub("", text.lstrip(" ,;:.)]–—-"))
-    text = text.rstrip(" ,;:([–—-")
+    text = _CONJUNCTION_FIRST.sub("", text.lstrip(" ,;:.)]–—-，；："))
+    text = text.rstrip(" ,;:([–—-（，；：")
     if found := _CONJUNCTION_LAST.search(text):
         text = text[: found.start()].rstrip(" ,;")
     if text.count("(") == text.count(")") + 1:  # "(PSA; image C)" lost its end to the label

@@ -111,10 +111,12 @@ def _numbers(values: np.ndarray) -> dict[str, Any]:
         return {"count": 0}
     shares = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}
     quantiles = np.quantile(values, list(shares.values()))
-    low, high = np.quantile(values, (0.01, 0.99))
+    low, high = np.quantile(values, (0.01, 0.99), method="nearest")
     is_whole = bool(np.all(values == np.round(values)))
     bins = int(min(BINS, high - low + 1)) if is_whole and high > low else BINS
+    bins = bins if high > low else 1
     counts, edges = np.histogram(np.clip(values, low, high), bins=bins)
+    edges = edges if high > low else (low, high)  # not half a unit to each side
     return {
         "count": len(values),
         "mean": float(values.mean()),

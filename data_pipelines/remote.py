@@ -107,6 +107,13 @@ def _infos(path: str) -> list[dict]:
     return sorted(infos, key=lambda info: info["name"])
 
 
+def files_below(url: str) -> list[str]:
+    """Names of all files at any depth, sorted. Raises ValueError: no access."""
+    fs, root = filesystem(url)
+    with _one_line(url, "read"):
+        return sorted(name[len(root) :].lstrip("/") for name in fs.find(root))
+
+
 def _size(info: dict) -> int:
     return -1 if info.get("size") is None else int(info["size"])
 

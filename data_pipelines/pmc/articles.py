@@ -21,10 +21,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import fsspec
-
 from data_pipelines.images import MAX_FILE_BYTES, open_images
-from data_pipelines.remote import open_file
+from data_pipelines.remote import files_below, is_url, list_files, open_file
 from data_pipelines.tars import TAR_ERRORS, TooLarge, open_tar
 from jaxclip.data.image import ImageError
 from jaxclip.data.record import Drop
@@ -32,6 +30,7 @@ from jaxclip.data.record import Drop
 XML_SUFFIXES = (".nxml", ".xml")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")  # best first
+PRINT_SUFFIXES = (".eps", ".pdf", ".svg", ".emf", ".wmf", ".ai", ".psd", ".jp2")  # of a name only
 MAX_XML_BYTES = 64 << 20
 MAX_TAR_BYTES = 8 << 30  # unpacked; the largest packages of PMC have about 3 GB
 MAX_TAR_MEMBERS = 1_000_000
@@ -61,7 +60,10 @@ class Source:
                 continue
             known = self.folder.images(posixpath.join(self.directory, posixpath.dirname(name)))
             known = known or self.folder.images(self.directory)  # info:doi/10.1371/journal.g001
-            if file := known.get(_stem(posixpath.basename(name))):
+            stem = _stem(posixpath.basename(name))
+            if _suffix(stem) in PRINT_SUFFIXES and stem not in known:
+                stem = stem.removesuffix(_suffix(stem))
+            if file := known.get(stem):
                 return file
         return None
 
@@ -71,15 +73,13 @@ class Folder:
 
     def __init__(self, root: str):
         self.root = root
-        self.is_remote = "://" in root
+        self.is_remote = is_url(root)
         self.images = functools.lru_cache(maxsize=64)(self._images)
 
     def files(self) -> Iterator[str]:
         """Names of all files below, sorted."""
         if self.is_remote:
-            system, root = fsspec.url_to_fs(self.root)
-            names = (name[len(root) :].lstrip("/") for name in system.find(root))
-            yield from sorted(names)
+            yield from files_below(self.root)
             return
         for directory, folders, files in os.walk(self.root):
             folders.sort()
@@ -108,10 +108,9 @@ class Folder:
             return []
         # Any other error, of a network above all, must not make images missing for good.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if not self.is_remote:
-                return os.listdir(os.path.join(self.root, directory))
-            system, root = fsspec.url_to_fs(posixpath.join(self.root, directory))
-            return [posixpath.basename(name) for name in system.ls(root, detail=False)]
+            if self.is_remote:
+                return list_files(posixpath.join(self.root, directory))
+            return os.listdir(os.path.join(self.root, directory))
         return []
 
 

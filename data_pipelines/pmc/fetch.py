@@ -81,10 +81,11 @@ class FetchOptions:
         protocol, slashes, place = self.base.partition("://")
         if slashes and not place.strip("/"):
             raise ValueError(f"base ({self.base!r}) names no host or bucket: {protocol}://HOST/...")
-        if slashes and protocol not in fsspec.available_protocols():
-            raise ValueError(
-                f"base ({self.base!r}): {protocol} is not known. Use https, ftp or s3."
-            )
+        if slashes:
+            try:
+                fsspec.get_filesystem_class(protocol)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"base ({self.base!r}): {error}. Use https, ftp or s3.") from None
         if not slashes and not os.path.isdir(self.base):
             raise ValueError(
                 f"base ({self.base!r}) is no folder, and no https://, ftp:// or s3://."
@@ -179,15 +180,17 @@ class Fetcher:
         self.options = options
         self._lock = threading.Lock()
         self._next = time.monotonic()
-        storage = {}
+        self._systems = threading.local()  # one a thread: FTP takes one command at a time
+        self._storage = {}
         if options.base.startswith("s3://"):
-            storage = {"anon": True}
+            self._storage = {"anon": True}
+        elif options.base.startswith("ftp://"):
+            self._storage = {"timeout": options.timeout}
         elif options.base.startswith(("http://", "https://")):
             import aiohttp
 
             quiet = aiohttp.ClientTimeout(sock_connect=options.timeout, sock_read=options.timeout)
-            storage = {"client_kwargs": {"timeout": quiet}}
-        self._system, self._root = fsspec.url_to_fs(options.base, **storage)
+            self._storage = {"client_kwargs": {"timeout": quiet}}
 
     def get(self, wanted: Wanted) -> Drop:
         """One line of the list, as what became of it: "fetched", or why not."""
@@ -249,14 +252,24 @@ class Fetcher:
             self._wait_for_turn()
             try:
                 return attempt()
-            except GONE as error:
-                raise FetchError("not there", str(error)[:200]) from None
             except Exception as error:  # also the families of aiohttp and botocore
+                if isinstance(error, GONE) and self._is_sure(error, number):
+                    raise FetchError("not there", str(error)[:200]) from None
                 last = error
+            vars(self._systems).clear()  # the next try has a connection of its own
             wait = min(60, self.options.backoff * 2**number)
             time.sleep(wait * random.uniform(0.5, 1))  # threads that failed together come apart
         reason = last.reason if isinstance(last, FetchError) else "server failed"
         raise FetchError(reason, f"{type(last).__name__}: {last}"[:200])
+
+    def _is_sure(self, error: Exception, number: int) -> bool:
+        """Whether a file is not there. fsspec says so, too, if an HTTP server errs or cannot be
+        reached (it is the cause then), and if an FTP server has closed the connection."""
+        if self.options.base.startswith("ftp://"):
+            return number > 0
+        cause = error.__cause__
+        is_of_http = type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError)
+        return not is_of_http or getattr(cause, "status", 0) in (404, 410)
 
     def _wait_for_turn(self) -> None:
         with self._lock:
@@ -265,16 +278,21 @@ class Fetcher:
             self._next = turn + 1 / self.options.requests_per_second
         time.sleep(turn - now)
 
-    def _remote(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}"
+    def _remote(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system, which is this thread's, and its name of a file below the base."""
+        if not vars(self._systems):
+            found = fsspec.url_to_fs(self.options.base, skip_instance_cache=True, **self._storage)
+            self._systems.system, self._systems.root = found
+        return self._systems.system, f"{self._systems.root.rstrip('/')}/{path}"
 
     def _bytes(self, path: str) -> bytes:
-        return self._system.cat_file(self._remote(path))
+        system, remote = self._remote(path)
+        return system.cat_file(remote)
 
     def _download(self, path: str, part: str, checksum: tuple[str, str] | None) -> None:
         """Goes on with a part that is there, where the server can; checks size and checksum."""
-        remote = self._remote(path)
-        size = self._system.info(remote).get("size")
+        system, remote = self._remote(path)
+        size = system.info(remote).get("size")
         begun = os.path.getsize(part) if os.path.exists(part) else 0
         if size is None or begun > size:
             begun = 0
@@ -282,7 +300,7 @@ class Fetcher:
             while size is None or begun < size:
                 end = None if size is None else min(begun + BLOCK, size)
                 self._wait_for_turn()
-                block = self._system.cat_file(remote, start=begun, end=end)
+                block = system.cat_file(remote, start=begun, end=end)
                 if end is not None and len(block) > end - begun:  # a server without ranges
                     out.seek(0)
                     out.truncate()

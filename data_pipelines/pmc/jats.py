@@ -14,13 +14,13 @@ from collections import defaultdict
 
 from lxml import etree
 
-from data_pipelines.pmc.licence import licence_name
+from data_pipelines.pmc.licence import is_of_others, licence_name, narrowest
 from data_pipelines.pmc.mentions import Mention, find_mentions, label_key, unmark
 from data_pipelines.pmc.text import local_name, marked_text_of, text_of
 from jaxclip.data.text import sentence_spans
 
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
-OWN_TERMS = "figure has its own terms"  # it, or its sub-article, names no licence that we know
+OWN_TERMS = "figure has its own terms"  # it, or its sub-article, names no licence we know
 NOT_BODY = ("p", "caption", "fn", "ref", "table-wrap", "author-notes", "permissions")
 
 _LIMITS = {etree.ErrorTypes.ERR_ENTITY_LOOP, etree.ErrorTypes.ERR_INTERNAL_ERROR}
@@ -56,7 +56,7 @@ class Figure:
     label: str  # "Figure 2."
     caption: str  # title and text, one line
     graphics: list[list[str]]  # an entry an image: the names it may have (<alternatives>)
-    licence: str  # the article's, unless the figure or its sub-article has permissions of its own
+    licence: str  # the article's, unless the figure, its credits or its sub-article say otherwise
     citations: list[Citation]
 
 
@@ -161,10 +161,8 @@ def _licence(permissions, unknown: str = "") -> str:
         for element in permissions.iter("license", "ext-link", "uri", "{*}license_ref")
         for value in (*element.attrib.values(), element.text or "")
     ]
-    if name := licence_name(" ".join(addresses)):
-        return name
     words = text_of(permissions.find("license")) + " " + text_of(permissions)
-    return licence_name(words) or unknown
+    return narrowest((" ".join(addresses), words)) or unknown
 
 
 def _date(meta) -> str:
@@ -214,19 +212,24 @@ def _figure(element, graphics: list[list[str]], licence: str, number: int) -> Fi
     if group is not None:
         caption = " ".join(filter(None, (_caption(group), caption)))
         label = label or text_of(group.find("label"))
-    own = element.find("permissions")
     return Figure(
         figure_id=element.get("id") or f"figure {number}",
         label=label,
         caption=caption,
         graphics=graphics,
-        licence=_licence(own, OWN_TERMS) if own is not None else _licence_around(element, licence),
+        licence=_figure_licence(element, caption, licence),
         citations=[],
     )
 
 
-def _licence_around(element, licence: str) -> str:
-    """Of the nearest <sub-article> or <response> that says so, else the article's."""
+def _figure_licence(element, caption: str, licence: str) -> str:
+    """The figure's own, by its permissions or its credits; of the nearest <sub-article> or
+    <response> that says so; else the article's."""
+    if (own := element.find("permissions")) is not None:
+        return _licence(own, OWN_TERMS)
+    credits = " ".join((caption, *map(text_of, element.iterfind("attrib"))))
+    if is_of_others(credits):
+        return licence_name(credits) or OWN_TERMS
     for part in element.iterancestors("sub-article", "response"):
         for place in ("front-stub/permissions", "front/article-meta/permissions"):
             if (permissions := part.find(place)) is not None:

@@ -1,25 +1,38 @@
 """What an article or figure may be used for, as a short name and one of PMC's three groups."""
 
 import re
+from collections.abc import Iterable
 
-GROUPS = ("commercial", "noncommercial", "other")  # PMC's own, of the Open Access subset
+GROUPS = ("commercial", "noncommercial", "other")  # PMC's own, of the Open Access subset; narrowing
 
+_TERM = r"(?:non-?commercial|share-?alike|no-?deriv\w*)"
+_VERSION = r"(?P<version>\d\.\d)"
 _URL = re.compile(
-    r"creativecommons\.org/(?:licen[sc]es/(?P<kind>by(?:-nc)?(?:-(?:sa|nd))?)"
-    r"|publicdomain/(?P<public>zero|mark))(?:/(?P<version>\d\.\d))?",
+    r"creativecommons\.org/(?:licen[sc]es/(?P<kind>by(?:-(?:nc|sa|nd))*)"
+    rf"|publicdomain/(?P<public>zero|mark))(?:/{_VERSION})?",
     re.IGNORECASE,
 )
 _CODE = re.compile(
-    r"\b(?:(?P<zero>CC[- ]?0|CC[- ]ZERO)|CC[- ]?(?P<kind>BY(?:[- ]NC)?(?:[- ](?:SA|ND))?))"
-    r"(?:[- ](?P<version>\d\.\d))?\b",
+    r"\b(?:(?P<zero>CC-?0|CC-ZERO)|CC-?(?P<kind>BY(?:-(?:NC|SA|ND)\b)*))"
+    rf"(?:-v?{_VERSION})?\b",
     re.IGNORECASE,
 )
+# "Attribution 4.0 International License", "Attribution-(NonCommercial, NoDerivs) Works"
 _WORDS = re.compile(
-    r"creative commons (?P<zero>(?:cc0|public domain|zero))|creative commons attribution"
-    r"(?P<nc>[- ]?\W?non-?commercial)?(?P<last>[- ]?\W?(?:share-?alike|no-?deriv\w*))?"
-    r"(?: (?:works )?licen[sc]e)?(?:\W{0,3}(?:version )?(?P<version>\d\.\d))?",
+    r"creative-commons-(?P<zero>cc0|public-domain|zero)|creative-commons\W{1,3}"
+    rf"(?P<kind>attribution(?:\W{{0,4}}(?:{_TERM}|works|licen[sc]e|unported|international|generic"
+    rf"|version|v?{_VERSION}))*)",
     re.IGNORECASE,
 )
+_TERMS = {"-NC": r"\bnc\b|non-?com", "-SA": r"\bsa\b|share", "-ND": r"\bnd\b|deriv"}
+# What a caption says of somebody else's figure; a patient permits other things
+_CREDIT = re.compile(
+    r"\bwith (?:\w+ ){0,3}?permission(?! (?:of|from|by) (?:the |his |her |their )?"
+    r"(?:patient|parent|famil|participant|volunteer|subject))"
+    r"|\bcopyright (?:\(c\)|©|\d{4})|©|\ball rights reserved",
+    re.IGNORECASE,
+)
+_JOINTS = re.compile(r"[\s\u2010-\u2015\u2212-]+")  # "Attribution – Non Commercial", "CC BY‐NC"
 
 
 def licence_name(text: str) -> str:
@@ -27,22 +40,18 @@ def licence_name(text: str) -> str:
 
     "http://creativecommons.org/licenses/by-nc/4.0/" -> "CC BY-NC 4.0"; "CC0" -> "CC0".
     """
-    if found := _URL.search(text) or _CODE.search(text):
-        groups = found.groupdict()
-        version = f" {found['version']}" if found["version"] else ""
-        if groups.get("public") == "mark":
-            return "Public Domain Mark" + version
-        if found["kind"]:
-            return f"CC {found['kind'].upper().replace(' ', '-')}{version}"
-        return "CC0" + version
-    if not (found := _WORDS.search(text)):
+    text = _JOINTS.sub("-", text)
+    found = _URL.search(text) or _CODE.search(text) or _WORDS.search(text)
+    if not found:
         return ""
-    version = f" {found['version']}" if found["version"] else ""
-    if found["zero"]:
+    groups = found.groupdict()
+    version = f" {groups['version']}" if groups["version"] else ""
+    if groups.get("public") == "mark":
+        return "Public Domain Mark" + version
+    if not (kind := groups["kind"]):
         return "CC0" + version
-    last = (found["last"] or "").lower().strip("- ")
-    kind = "BY" + ("-NC" if found["nc"] else "")
-    return f"CC {kind}{'-SA' if 'share' in last else '-ND' if last else ''}{version}"
+    terms = (term for term, sign in _TERMS.items() if re.search(sign, kind, re.IGNORECASE))
+    return "CC BY" + "".join(terms) + version
 
 
 def licence_group(name: str) -> str:
@@ -53,3 +62,15 @@ def licence_group(name: str) -> str:
     if not name.startswith("CC BY"):
         return "other"
     return "noncommercial" if "-NC" in name else "commercial"
+
+
+def narrowest(texts: Iterable[str]) -> str:
+    """The licence that texts name; where an address and the words beside it differ, the one of the
+    narrower group. "" where none names any."""
+    names = [name for text in texts if (name := licence_name(text))]
+    return max(names, key=lambda name: GROUPS.index(licence_group(name)), default="")
+
+
+def is_of_others(caption: str) -> bool:
+    """Whether a caption says that the figure is somebody else's: "Reprinted with permission." """
+    return bool(_CREDIT.search(caption))

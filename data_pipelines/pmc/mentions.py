@@ -19,10 +19,10 @@ _FAMILIES = ("supp", "extend", "addit", "append")  # spares most the search for 
 _LETTERS = r"[A-Za-z](?![A-Za-z0-9’'])"
 _PANEL_A = r"A(?![A-Za-z0-9’'])(?!\s+(?!and\b|or\b|to\b|through\b)[a-z])"  # not "A clear line"
 _RANGE = re.compile(r"\s*(?:-|–|—|−|\bto\b|\bthrough\b)\s*")
-_LIST = re.compile(r"\s*(?:[,;/&]\s*(?:and\b|&)?|\band\b|\bor\b)\s*")
+_LIST = re.compile(r"\s*(?:[,;/&+]\s*(?:and\b|&)?|\band\b|\bor\b|\bversus\b|\bvs\b\.?)\s*")
 _NUMBER = re.compile(r"(?P<number>[A-Z]?\d+(?:\.\d+)?)")
 _PANELS_OPEN = re.compile(  # "(a, b)", ", panels a and b", a letter at once, " B", " a-c"
-    rf"\s?\(\s*(?={_LETTERS}\s*[,)–&-])|,?\s?\(?panels?\s(?={_LETTERS})|(?={_LETTERS})"
+    rf"\s?\(\s*(?={_LETTERS}\s*(?:[,)–—−&/+-]|to\b|and\b))|,?\s?\(?panels?\s(?={_LETTERS})|(?={_LETTERS})"
     rf"|\s(?=[B-HJ-Z](?![A-Za-z0-9’'])|{_PANEL_A})"
     rf"|\s(?=[a-z](?:\s?[–—-]\s?|,\s?){_LETTERS}|[a-z]\s?[)\];])"
 )
@@ -170,12 +170,12 @@ def _panels(text: str, position: int) -> tuple[tuple[str, ...], int]:
             letters += [chr(code) for code in range(ord(last) + 1, ord(letter[0]))]
         letters.append(letter[0])
         position = letter.end()
+        is_closed = "(" in opening[0] and text[position : position + 1] == ")"
+        position += is_closed
         separator = _RANGE.match(text, position) or _LIST.match(text, position)
-        if not separator:
+        if not separator or (is_closed and text[separator.end() : separator.end() + 1] != "("):
             break
-        at, is_range = separator.end(), separator.re is _RANGE
-    if "(" in opening[0] and text[position : position + 1] == ")":
-        position += 1
+        at, is_range = separator.end() + is_closed, separator.re is _RANGE  # "(a)–(c)"
     return tuple(letter.upper() for letter in letters), position
 
 

@@ -68,6 +68,8 @@ def article_items(
         yield Drop(item=source.name, reason=f"article: {error.reason}", detail=error.detail)
         return
     yield collections.Counter(articles=1, figures=len(article.figures))
+    if article.is_damaged:  # figures behind the damage were not found: they are not counted
+        yield collections.Counter({"articles with damaged XML": 1})
     article.article_id = article.article_id or source.stem
     wanted = [f for f in article.figures if licence_group(f.licence) in options.licences]
     summaries = summarise(context, cache, article) if wanted else {}

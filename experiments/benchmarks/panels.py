@@ -7,8 +7,8 @@ synthetic   compounds drawn with the real layouts of panels.csv from real images
             drawings (charts, diagrams). Layouts are in two halves by a hash of their name; the
             constants of find_panels were chosen on the development half.
 real        30 compound figures of PMC, boxed by hand: tests/pipelines/panel_boxes.json; from pixels
-            alone, told the number of panels, and as the pipeline does it, with the figure's
-            caption. The rules were made looking at these
+            alone, told the number of panels, and as the pipeline does it, with the captions.
+            The rules were made looking at these
 held_out    35 others, drawn at random and boxed when all rules were made
 single      how often a PMC figure of one panel stays whole
 """

@@ -4,9 +4,12 @@ import pytest
 
 from data_pipelines import remote
 from data_pipelines.corpora import CorpusOptions, build_corpus
+from data_pipelines.pmc.articles import list_inputs
 from data_pipelines.remote import expand, filesystem, open_file
 from data_pipelines.synthetic_releases import draw, write_release
 from tests.pipelines.buckets import gs_bucket, s3_bucket
+from tests.pipelines.pmc.articles import build as build_articles
+from tests.pipelines.pmc.articles import write_articles
 
 IMAGES = [draw(number, 40, 60) for number in range(24)]
 
@@ -76,6 +79,20 @@ def test_a_public_bucket_needs_no_credentials(release, tmp_path, monkeypatch):
             open_file(f"{bucket}/mine/a.tar").read()
 
 
+def test_articles_of_a_public_bucket(tmp_path, monkeypatch):
+    folder = write_articles(tmp_path / "articles", 2)
+    local = build_articles(folder, tmp_path / "of_folder")
+    with s3_bucket(monkeypatch) as bucket:
+        import s3fs
+
+        public = s3fs.S3FileSystem(s3_additional_kwargs={"ACL": "public-read"})
+        public.put(str(folder), "corpora/articles", recursive=True)
+        public.chmod("corpora", "public-read")
+        without_credentials(monkeypatch, tmp_path)
+        dataset = build_articles(f"{bucket}/articles", tmp_path / "of_bucket")
+    assert dataset.metadata.equals(local.metadata) and len(dataset) == 2
+
+
 def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(tmp_path, monkeypatch):
     pytest.importorskip("s3fs")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens
@@ -84,6 +101,8 @@ def test_a_bucket_that_cannot_be_reached_is_told_in_a_line(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="s3://nowhere/a.parquet cannot be read .*") as said:
         expand(["s3://nowhere/a.parquet"], (".parquet",))
     assert "\n" not in str(said.value)
+    with pytest.raises(ValueError, match="s3://nowhere/a cannot be read .*"):
+        list_inputs("s3://nowhere/a")
 
 
 def without_credentials(monkeypatch, tmp_path) -> None:

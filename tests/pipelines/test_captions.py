@@ -40,12 +40,22 @@ def parts(text):
         ("Left: CT. Right: MRI.", {"left": "CT.", "right": "MRI."}),
         ("CT (upper left) and MRI (lower left)", {"top left": "CT", "bottom left": "MRI"}),
         ("(A, left) CT. (B, right) MRI.", {"A": "CT.", "B": "MRI."}),
+        ("In (A), CT is shown. In (B), MRI.", {"A": "CT is shown.", "B": "MRI."}),
+        ("Panel (A) CT. Panels (B, C) MRI.", {"A": "CT.", "B": "MRI.", "C": "MRI."}),
+        ("CT is shown in (a) and MRI is shown in panel (b).", {"a": "CT is shown in"}),
+        ("A - CT of mice. B - MRI.", {"A": "CT of mice.", "B": "MRI."}),
+        ("（A）CT；（В）MRI．", {"A": "CT", "B": "MRI．"}),  # a Cyrillic В
+        (
+            "(a) Map. SEM images of (b) wings and (c) legs. (d) Path.",
+            {"a": "Map.", "b": "SEM images of wings", "c": "SEM images of legs.", "d": "Path."},
+        ),
+        ("Slices of (a) liver; slices of (b) heart.", {"a": "liver", "b": "slices of heart."}),
     ],
 )
 def test_journals_ways_to_name_panels(text, expected):
     found = parts(text)
     assert expected.items() <= found.items()
-    if "CD3" not in text:
+    if "CD3" not in text and "shown in panel" not in text:
         assert found == expected
 
 
@@ -87,6 +97,11 @@ def test_styles_may_be_mixed():
 def test_a_label_that_is_only_mentioned_begins_nothing():
     found = parts("(A) Strong staining. (B) The same case as (A) at rest. (C) None.")
     assert found["B"] == "The same case as (A) at rest."
+    assert parts("a Energy. b Mass of points as in (a). c Both, from (a, b).") == {
+        "a": "Energy.",
+        "b": "Mass of points as in (a).",
+        "c": "Both, from (a, b).",
+    }
     assert (
         parts("(A) Mice (n = 7; i, insulitis). (B) Rats (a) and (b).")["B"] == "Rats (a) and (b)."
     )

@@ -47,6 +47,8 @@ def test_the_figures_are_the_datasets(carded):
     assert sharpness["mean"] == pytest.approx(values.mean())
     assert sharpness["median"] == pytest.approx(np.median(values))
     assert sum(sharpness["histogram"]["counts"]) == 39
+    summary = card["texts"]["summary"]["histogram"]  # all are empty: no bar from -0.5 to 0.5
+    assert (summary["edges"], summary["counts"]) == ([0.0, 0.0], [40])
     assert card["columns"]["keywords"]["top"] == [["mouse", 40], ["k0", 20], ["k1", 20]]
     assert card["columns"]["image_sha256"]["kind"] == "identity"
     assert card["texts"]["references"]["count"] == 40

@@ -127,6 +127,14 @@ def test_words_tip_the_balance_and_pixels_can_withstand():
     [
         ("Axial computed tomography of the chest shows a nodule in the left lung.", "en"),
         ("Das Röntgenbild der Lunge zeigt eine Verschattung auf der linken Seite.", "de"),
+        ("Radiografía de tórax.", "es"),
+        ("胸部X线片显示右上肺阴影，边界清楚，可见空洞形成", "zh"),
+        (
+            "Antimicrobial study of Coptidis rhizome-mediated silver nanoparticles.",
+            "en",
+        ),  # no Latin
+        ("Main species: Sporophila albogularis, Paroaria dominicana, Cyanocompsa sp.", None),
+        ("EGFR-tyrosine kinase inhibitors.", None),
         ("CT.", None),
     ],
 )

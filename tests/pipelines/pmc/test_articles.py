@@ -192,7 +192,7 @@ def test_a_lost_connection_is_no_missing_image(monkeypatch):
         (source,) = open_articles(Folder("memory://net"), "PMC1/a.nxml")
         return source.find_image([graphic])
 
-    assert find() == "PMC1/f1.jpg"
+    assert find() == find("f1.eps") == find("F1.PDF") == find("f1.tif") == "PMC1/f1.jpg"
     assert find("none/such") is find("x" * 999) is find("x" * 999 + "/f1") is None
 
     def broken(*_, **__):

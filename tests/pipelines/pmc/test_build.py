@@ -60,6 +60,14 @@ def test_all_is_counted(built):
     assert (built.path / "card.html").exists()
 
 
+def test_an_article_that_breaks_off_is_counted(folder, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "in")
+    xml = (source / "PMC101/PMC101.nxml").read_bytes()
+    (source / "PMC101/PMC101.nxml").write_bytes(xml[: xml.index(b"<fig")])
+    steps = build(source, tmp_path / "ds").manifest["counts"]["steps"]
+    assert (steps["articles with damaged XML"], steps["figures"]) == (1, 8)
+
+
 @pytest.mark.parametrize("how", [{"workers": 2}, {"beam": BEAM}])
 def test_who_writes_the_shards_changes_no_byte(folder, built, tmp_path, how):
     other = build(folder, tmp_path / "ds", context={"summary": "textrank"}, **how)

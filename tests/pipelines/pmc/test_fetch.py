@@ -6,7 +6,9 @@ import http.server
 import json
 import threading
 
+import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from data_pipelines.pmc.fetch import Fetcher, FetchOptions, Wanted, fetch, read_list
 
@@ -24,17 +26,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         body = self.files.get(self.path, BODY)
+        if "down" in self.path:
+            return self.send_error(503)
         self.send_response(404 if "gone" in self.path else 200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
+        return None
 
     def do_GET(self):
         self.asked[self.path] += 1
         is_first = self.asked[self.path] == 1
         if "gone" in self.path:
             return self.send_error(404)
-        if "errs" in self.path and (is_first or "always" in self.path):
+        if ("errs" in self.path or "down" in self.path) and (is_first or "always" in self.path):
             return self.send_error(503)
         if "stalls" in self.path and is_first:
             self.released.wait(20)
@@ -82,7 +87,7 @@ def options(base: str, tmp_path, lines: str = "", **changed) -> FetchOptions:
     return FetchOptions(**where | defaults | changed)
 
 
-@pytest.mark.parametrize("name", ["plain", "stalls", "cut", "errs", "norange"])
+@pytest.mark.parametrize("name", ["plain", "stalls", "cut", "errs", "down", "norange"])
 def test_a_file_comes_whole_from_a_bad_server(server, tmp_path, name):
     _, base = server
     counts = fetch(options(base, tmp_path, f"a/b/{name}.tar.gz,,,,,CC BY\n"))
@@ -93,7 +98,12 @@ def test_a_file_comes_whole_from_a_bad_server(server, tmp_path, name):
 
 @pytest.mark.parametrize(
     "name, reason",
-    [("gone", "not there"), ("cutalways", "server failed"), ("errsalways", "server failed")],
+    [
+        ("gone", "not there"),
+        ("cutalways", "server failed"),
+        ("errsalways", "server failed"),
+        ("downalways", "server failed"),
+    ],
 )
 def test_what_cannot_be_had_is_listed_and_leaves_no_file(server, tmp_path, name, reason):
     handler, base = server
@@ -104,6 +114,38 @@ def test_what_cannot_be_had_is_listed_and_leaves_no_file(server, tmp_path, name,
     assert [(f["item"], f["reason"]) for f in failed] == [(f"{name}.tar.gz", reason)]
     assert not (tmp_path / f"out/{name}.tar.gz").exists()
     assert handler.asked[f"/{name}.tar.gz"] == (1 if name == "gone" else 3)  # tries
+
+
+class OneThread(LocalFileSystem):
+    """A connection that one thread may use, as FTP's, and that ends after its first command."""
+
+    cachable = False
+
+    def __init__(self):
+        super().__init__()
+        self.thread, self.commands = threading.get_ident(), 0
+
+    def info(self, path, **kwargs):
+        self.commands += 1
+        assert self.thread == threading.get_ident()
+        if self.commands > 1:
+            raise FileNotFoundError(path)  # what fsspec makes of "421 closing the connection"
+        return super().info(path)
+
+
+def test_ftp_has_a_connection_a_thread_and_a_new_one_where_that_was_closed(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    for i in range(8):
+        (tmp_path / f"mirror/{i}.tgz").write_bytes(BODY)
+    chosen = options("ftp://host", tmp_path, "".join(f"{i}.tgz,,,,,CC0\n" for i in range(9)))
+    root = str(tmp_path / "mirror")
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda base, **_: (OneThread(), root))
+    assert fetch(chosen) == {"fetched": 8, "not there": 1}
+
+
+def test_a_server_that_is_not_there_is_no_answer(tmp_path):
+    chosen = options("http://127.0.0.1:9", tmp_path)  # nobody listens
+    assert Fetcher(chosen).get(Wanted("x", "CC0")).reason == "server failed"
 
 
 def test_waits_grow_from_try_to_try(server, tmp_path, monkeypatch):

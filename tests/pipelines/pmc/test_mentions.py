@@ -35,6 +35,11 @@ BY_LABEL |= {"sup:3": "SUP3"}
         ("Figure 2 and 3 show mice", "F2 F3"),
         ("Figure 2 and 3 mice", "F2"),
         ("Fig. 4AB, Fig. 4ac and Fig. 4BA", "F4:AB F4:AC F4"),
+        (
+            "Fig. 1(a)–(c), Fig. 2(a) and (b), Figs. 3(a), 3(b); Fig. 4(a) (left)",
+            "F1:ABC F2:AB F3:A F3:B F4:A",
+        ),
+        ("Fig. 1 (A to C), Fig. 2A vs. 2B, Fig. 3 A + B", "F1:ABC F2:A F2:B F3:AB"),
         ("Fig. 1 a–c, Fig. 1 b, c (Fig. 1 d) and Fig. 1 a man", "F1:ABC F1:BC F1:D F1"),
     ],
 )
