@@ -26,18 +26,21 @@ GROWING = {"repeat", "lpad", "rpad", "range", "generate_series", "list_resize", 
 GROWING |= {"printf", "format", "bar", "bitstring"}
 
 
-def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
-    """A connection with one table, `metadata`, that reads no file but its parquet."""
-    file = os.path.abspath(dataset.path / METADATA)
+def connect(dataset: Dataset, **more: os.PathLike) -> duckdb.DuckDBPyConnection:
+    """A connection with the table `metadata`, and one of each parquet in `more`; it reads no other
+    file."""
+    tables = {"metadata": dataset.path / METADATA} | more
+    files = {name: _literal(os.path.abspath(file)) for name, file in tables.items()}
     connection = duckdb.connect()
     for setting in (
         f"memory_limit = '{MEMORY}'",
-        f"allowed_paths = [{_literal(file)}]",
+        f"allowed_paths = [{', '.join(files.values())}]",
         "enable_external_access = false",
         "lock_configuration = true",
     ):
         connection.execute(f"SET {setting}")
-    connection.execute(f"CREATE VIEW metadata AS SELECT * FROM read_parquet([{_literal(file)}])")
+    for name, file in files.items():
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{file}])")
     return connection
 
 
