@@ -44,7 +44,7 @@ from data_pipelines.parquet import parquet_jobs, read_parquet
 from data_pipelines.remote import exists, expand, is_url
 from data_pipelines.table import key_warnings
 from data_pipelines.text_table import BadRow, num_rows, read_rows, read_text_table, stage
-from data_pipelines.tfds import read_tfds, tfds_jobs
+from data_pipelines.tfds import read_tfds, tell_of_splits, tfds_jobs, with_fields
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.dataset import Dataset
@@ -102,7 +102,9 @@ def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
     options.validate()
     layout = layout_of(options.layout)
     if layout.reader == "tfds":
-        files = {path: -1 for path in options.input}
+        named = {"image": options.image, "caption": options.caption}
+        files = {with_fields(path, **named): -1 for path in options.input}
+        tell_of_splits(list(files))
     else:
         files = expand(options.input, SUFFIXES[layout.reader])
     if options.layout in GENERIC:
