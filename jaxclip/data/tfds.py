@@ -248,7 +248,7 @@ class _Leaf(NamedTuple):
 
     keys: tuple[str, ...]  # `row[keys[0]][keys[1]]` is its value
     kind: str  # Text; strings: all else that is text; of others, the type's name
-    classes: Sequence[str] = ()  # names of a ClassLabel's numbers
+    classes: tuple[str, ...] = ()  # names of a ClassLabel's numbers
 
 
 def _leaves(
@@ -266,7 +266,7 @@ def _leaves(
         if not of_many and type(inner).__name__ == "Text":
             kind = "Text"
         kind = f"many of {kind}" if of_many and kind != "strings" else kind
-        classes = inner.names if type(inner).__name__ == "ClassLabel" else ()
+        classes = tuple(inner.names) if type(inner).__name__ == "ClassLabel" else ()
         yield "/".join(own), _Leaf(own, kind, classes)
 
 
