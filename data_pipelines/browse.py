@@ -4,7 +4,7 @@ r"""A page to look through a corpus: search captions, filter by signals, compare
     python -m data_pipelines.browse DATASET SUBSET_A SUBSET_B
 
 Listens on this machine alone unless --host says otherwise: it has no password. Captions are read
-once, and kept in --cache for the next time.
+once, and kept in --cache for the next time; searching them reads them from there, with all cores.
 """
 
 import dataclasses
@@ -12,28 +12,24 @@ import functools
 import http.server
 import os
 import socket
-import threading
+import sys
 import urllib.parse
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import tqdm
 from etils import epath
 
 from data_pipelines.options import option, run
-from data_pipelines.query import check_where, connect, deadline, run_query
+from data_pipelines.search import Corpus
 from jaxclip.data.dataset import Dataset
-from jaxclip.data.record import TEXT_FIELDS
+from jaxclip.data.files import DamagedError
 from jaxclip.data.subset import Subset, open_dataset
 
 PER_PAGE = 24
-SECONDS = 20  # that a search may take
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HTML = "text/html; charset=utf-8"
 IMAGE_TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png"}
 HEADERS = {  # what a caption may do, should it get out of its quotes: nothing
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; "
@@ -62,75 +58,6 @@ class BrowseOptions:
             raise ValueError(f"port ({self.port}) must be 0 to 65535.")
 
 
-class Corpus:
-    """One dataset or subset to look through. Threads may share it."""
-
-    def __init__(self, path: str, cache: epath.Path):
-        opened = open_dataset(path)
-        if not isinstance(opened, (Dataset, Subset)):
-            raise ValueError(f"{path} is TFDS: make a dataset of it with data_pipelines.corpora.")
-        self.name = epath.Path(path).name
-        self.dataset = opened.dataset if isinstance(opened, Subset) else opened
-        self.positions = opened.positions()
-        self._lock = threading.Lock()
-        self._connection = connect(self.dataset)
-        self._connection.register("captions", read_captions(self.dataset, cache))
-        self._connection.register("chosen", pa.table({"position": self.positions}))
-
-    def search(self, text: str, where: str, page: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many records match, and those of a page. Raises ValueError: see check_where."""
-        where = where.strip() or "true"
-        condition = f"WHERE (\n{where}\n)"
-        source = "metadata SEMI JOIN chosen USING (position)"
-        text_condition = "contains(lower(caption), lower(?))" if text else "true"
-        query = (
-            f"FROM (SELECT * FROM {source} {condition}) JOIN captions USING (position) "
-            f"WHERE {text_condition}"
-        )
-        values = [text] if text else []
-        with self._lock, deadline(self._connection, SECONDS):
-            check_where(self._connection, where)
-            (count,) = run_query(self._connection, where, f"SELECT count(*) AS n {query}", values)[
-                "n"
-            ].tolist()
-            rows = run_query(
-                self._connection,
-                where,
-                "SELECT position, left(caption, 600) AS caption, concat_ws(' ', article_id, "
-                f"figure_id, panel_id) AS ids {query} ORDER BY position "
-                f"LIMIT {PER_PAGE} OFFSET {PER_PAGE * page}",
-                values,
-            )
-        keys = ("position", "caption", "ids")
-        columns = zip(*(rows[key] for key in keys), strict=True)
-        return count, [dict(zip(keys, values, strict=True)) for values in columns]
-
-    def has(self, position: int) -> bool:
-        index = int(np.searchsorted(self.positions, position))
-        return index < len(self.positions) and int(self.positions[index]) == position
-
-    def details(self, position: int) -> list[tuple[str, Any]]:
-        """Every text and every column of a record."""
-        record = self.dataset[position]
-        texts = [(name, text) for name, text in record.texts().items() if text]
-        return texts + list(self.dataset.metadata.slice(position, 1).to_pylist()[0].items())
-
-
-def read_captions(dataset: Dataset, cache: epath.Path) -> pa.Table:
-    """position and all texts of every record, in one string; read once, then from `cache`."""
-    file = cache / f"captions-{dataset.content_hash[:24]}.parquet"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        columns = {"position": pa.array(np.arange(len(dataset))), "caption": []}
-        for position in tqdm.trange(len(dataset), unit=" captions"):
-            texts = dataset[position].texts()
-            columns["caption"].append("\n".join(filter(None, map(texts.get, TEXT_FIELDS))))
-        temporary = f"{file}.{os.getpid()}.tmp"
-        pq.write_table(pa.table(columns), temporary)
-        os.replace(temporary, file)
-    return pq.read_table(file)
-
-
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -146,23 +73,29 @@ def search_page(corpora: list[Corpus], query: Mapping[str, str]) -> str:
     asked = {"q": query.get("q", ""), "where": query.get("where", "")}
     sides = {side: _number(query.get(side), len(corpora)) for side in ("a", "b")}
     sides["a"] = sides["a"] or 0
-    page = max(0, (_number(query.get("page"), 10**9) or 1) - 1)
-    error, columns, pages = "", [], 1
-    for number in dict.fromkeys(s for s in sides.values() if s is not None):
-        corpus = corpora[number]
-        try:
-            found, figures = corpus.search(asked["q"], asked["where"], page)
-        except ValueError as problem:
-            error = str(problem)
-            break
-        pages = max(pages, -(-found // PER_PAGE))
-        total = len(corpus.positions)
-        columns.append({"name": corpus.name, "collection": number, "found": found})
-        columns[-1] |= {"figures": figures, "total": total}
+    numbers = list(dict.fromkeys(s for s in sides.values() if s is not None))
+    error, found = "", []
+    try:
+        found = [corpora[number].search(asked["q"], asked["where"]) for number in numbers]
+    except ValueError as problem:
+        error = str(problem)
+    pages = max([1, *(-(-len(positions) // PER_PAGE) for positions in found)])
+    page = min(max(1, _number(query.get("page"), 10**9) or 1), pages)
+    shown = slice(PER_PAGE * (page - 1), PER_PAGE * page)
+    columns = [
+        {
+            "name": corpora[number].name,
+            "collection": number,
+            "found": len(positions),
+            "total": len(corpora[number].positions),
+            "figures": corpora[number].figures(positions[shown], asked["q"]),
+        }
+        for number, positions in zip(numbers, found, strict=False)
+    ]
 
     def link(to: int) -> str:
-        values = asked | {k: v for k, v in sides.items() if v is not None} | {"page": to + 1}
-        return "/?" + urllib.parse.urlencode(values) if 0 <= to < pages else ""
+        values = asked | {k: v for k, v in sides.items() if v is not None} | {"page": to}
+        return "/?" + urllib.parse.urlencode(values) if 1 <= to <= pages else ""
 
     return _template().render(
         title=", ".join(column["name"] for column in columns) or "Corpus",
@@ -170,12 +103,22 @@ def search_page(corpora: list[Corpus], query: Mapping[str, str]) -> str:
         names=[corpus.name for corpus in corpora],
         asked=asked | sides,
         columns=columns,
+        in_both=_in_both([corpora[number] for number in numbers], found),
+        signals=corpora[sides["a"]].columns,
         error=error,
-        page=page + 1,
+        page=page,
         pages=pages,
         previous=link(page - 1),
         next=link(page + 1),
     )
+
+
+def _in_both(corpora: list[Corpus], found: list[np.ndarray]) -> int | None:
+    """How many of the records found two subsets of one dataset share; None: they are not such."""
+    hashes = {corpus.dataset.content_hash for corpus in corpora}
+    if len(found) < 2 or len(hashes) > 1:
+        return None
+    return len(np.intersect1d(*found, assume_unique=True))
 
 
 def record_page(corpora: list[Corpus], number: int, position: int) -> str:
@@ -201,18 +144,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.is_private and not self._is_from_here():
             return self.send_error(HTTPStatus.FORBIDDEN)
-        url = urllib.parse.urlsplit(self.path)
         try:
-            if url.path == "/":
-                query = dict(urllib.parse.parse_qsl(url.query))
-                return self._send(search_page(self.server.corpora, query).encode())
-            kind, number, position = self._parse(url.path)
+            self._send(*self._page())
         except LookupError:
-            return self.send_error(HTTPStatus.NOT_FOUND)
+            self.send_error(HTTPStatus.NOT_FOUND)
+        except DamagedError as error:
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain=str(error))
+
+    def _page(self) -> tuple[bytes, str]:
+        """Content and type of what was asked for. Raises LookupError: no such thing."""
+        url = urllib.parse.urlsplit(self.path)
+        corpora = self.server.corpora
+        if url.path == "/":
+            query = dict(urllib.parse.parse_qsl(url.query))
+            return search_page(corpora, query).encode(), HTML
+        kind, number, position = self._parse(url.path)
         if kind == "record":
-            return self._send(record_page(self.server.corpora, number, position).encode())
-        image = self.server.corpora[number].dataset[position].image
-        self._send(image, IMAGE_TYPES.get(image[:2], "application/octet-stream"))
+            return record_page(corpora, number, position).encode(), HTML
+        image = corpora[number].dataset[position].image
+        return image, IMAGE_TYPES.get(image[:2], "application/octet-stream")
 
     do_HEAD = do_GET
 
@@ -238,7 +188,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise LookupError(path)
         return parts[0], number, position
 
-    def _send(self, data: bytes, content_type: str = "text/html; charset=utf-8") -> None:
+    def _send(self, data: bytes, content_type: str) -> None:
         self.send_response(HTTPStatus.OK)
         for name, value in HEADERS.items():
             self.send_header(name, value)
@@ -252,6 +202,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass  # the terminal is for what matters
 
 
+def _open(path: str) -> Dataset | Subset:
+    opened = open_dataset(path)
+    if not isinstance(opened, (Dataset, Subset)):
+        raise ValueError(f"{path} is TFDS: make a dataset of it with data_pipelines.corpora.")
+    return opened
+
+
 class Server(http.server.ThreadingHTTPServer):
     """The page's server. Raises ValueError: the address cannot be had."""
 
@@ -260,7 +217,9 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, options: BrowseOptions):
         options.validate()
         cache = epath.Path(os.path.expanduser(options.cache))
-        self.corpora = [Corpus(path, cache) for path in options.dataset]
+        opened = [_open(path) for path in options.dataset]  # all, before captions are read
+        names = [epath.Path(path).name for path in options.dataset]
+        self.corpora = [Corpus(n, o, cache) for n, o in zip(names, opened, strict=True)]
         self.is_private = options.host in LOOPBACK
         if ":" in options.host:
             self.address_family = socket.AF_INET6
@@ -270,6 +229,10 @@ class Server(http.server.ThreadingHTTPServer):
             raise ValueError(
                 f"host ({options.host}), port ({options.port}): {error}. Choose others."
             ) from None
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # of a browser that went on
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

@@ -41,10 +41,10 @@ from data_pipelines.images import open_images
 from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
 from data_pipelines.parquet import parquet_jobs, read_parquet
-from data_pipelines.remote import exists, expand, is_url
+from data_pipelines.remote import exists, expand, is_url, without_query
 from data_pipelines.table import key_warnings
 from data_pipelines.text_table import BadRow, num_rows, read_rows, read_text_table, stage
-from data_pipelines.tfds import read_tfds, tfds_jobs
+from data_pipelines.tfds import read_tfds, tell_of_splits, tfds_jobs, with_fields
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
 from data_pipelines.write import STAGED_ROWS, build_dataset
 from jaxclip.data.dataset import Dataset
@@ -100,9 +100,13 @@ def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
       ValueError, FileNotFoundError: an option, no such files, or what build_dataset raises.
     """
     options.validate()
+    if options.images:
+        open_images(options.images)
     layout = layout_of(options.layout)
     if layout.reader == "tfds":
-        files = {path: -1 for path in options.input}
+        named = {"image": options.image, "caption": options.caption}
+        files = {with_fields(path, **named): -1 for path in options.input}
+        tell_of_splits(list(files))
     else:
         files = expand(options.input, SUFFIXES[layout.reader])
     if options.layout in GENERIC:
@@ -245,7 +249,11 @@ def _bad(cells: Mapping[str, Any]) -> str:
 
 
 def _folder(path: str) -> str:
-    return path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
+    return (
+        without_query(path).rpartition("/")[0]
+        if is_url(path)
+        else os.path.dirname(os.path.abspath(path))
+    )
 
 
 def _find_image(root: str, names: Iterable[str]) -> bytes | ImageError:

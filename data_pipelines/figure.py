@@ -156,6 +156,7 @@ def to_example(figure: Figure, options: FieldOptions) -> Example | Drop:
 
 def as_text(value: Any) -> str:
     """A cell of any table as text: None and NaN -> "", ["a", {"x": "b"}] -> "a\\nb"."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if value is None or value != value:  # NaN is how pandas writes an empty cell
         return ""
     if isinstance(value, bytes):

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_pipelines.remote import filesystem, is_url, open_file
+from data_pipelines.remote import filesystem, is_url, open_file, without_query
 from jaxclip.data.image import ImageError, converted_from, decode_image
 
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
@@ -164,12 +164,16 @@ def _encode_png(pixels_HW3: np.ndarray) -> bytes:
 @functools.lru_cache(maxsize=1)  # a zip's directory is read once a process
 def open_images(path: str) -> "ImageFolder | ImageZip | RemoteFolder":
     """A folder or a zip, also of a URL. Raises ValueError: there is neither at `path`."""
-    if is_url(path):
-        return ImageZip(open_file(path)) if path.endswith(".zip") else RemoteFolder(path)
+    if is_url(path) and not without_query(path).endswith(".zip"):
+        return RemoteFolder(path)
     if os.path.isdir(path):
         return ImageFolder(path)
-    if zipfile.is_zipfile(path):
-        return ImageZip(path)
+    try:
+        file = open_file(path, at_random=True) if is_url(path) else path
+        if zipfile.is_zipfile(file):
+            return ImageZip(file)
+    except FileNotFoundError:
+        pass
     raise ValueError(f"images ({path!r}) must be a folder or a zip file; there is neither.")
 
 

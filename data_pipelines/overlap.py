@@ -32,7 +32,7 @@ from data_pipelines.query import connect
 from data_pipelines.uids import save_uids, uids_of
 from jaxclip.data.files import write_atomically
 from jaxclip.data.record import SPLITS
-from jaxclip.data.subset import open_dataset
+from jaxclip.data.subset import dataset_name, open_dataset
 from jaxclip.data.tfds import TfdsDataset
 
 EXAMPLES = 6  # pairs shown for two datasets
@@ -66,7 +66,7 @@ class OverlapOptions:
             raise ValueError(f"max_distance ({self.max_distance}) must be 0 to {MAX_DISTANCE}.")
         if self.eval_split not in ("", *SPLITS):
             raise ValueError(f"eval_split ({self.eval_split!r}) must be of {', '.join(SPLITS)}.")
-        names = [epath.Path(path).name for path in (*self.dataset, *self.eval)]
+        names = [dataset_name(path) for path in (*self.dataset, *self.eval)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
                 f"dataset, eval: two have the name {twice.pop()!r}. Rename or link one."

@@ -20,7 +20,7 @@ from jaxclip.command import num_cores
 from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, decode_image
 from jaxclip.data.record import Record, article_key, figure_key, hash64
-from jaxclip.data.subset import Subset, open_dataset
+from jaxclip.data.subset import Subset, dataset_name, open_dataset
 from jaxclip.data.tfds import TfdsDataset
 
 KINDS = ("article", "figure", "image", "near", "caption")
@@ -107,7 +107,7 @@ def collect(path: str, split: str, out: epath.Path, workers: int) -> Collection:
     """Opens a dataset and reads its keys, or those kept in `out`."""
     opened = open_dataset(path)
     positions = opened.positions(split or None)
-    collection = Collection(epath.Path(path.partition("?")[0]).name, opened, positions, {})
+    collection = Collection(dataset_name(path), opened, positions, {})
     kept = out / "keys" / f"{opened.content_hash[:24]}-{split or 'all'}-{KEYS_VERSION}.npy"
     if kept.exists():
         with kept.open("rb") as file:

@@ -17,7 +17,7 @@ def parquet_jobs(files: Sequence[str]) -> list[tuple[str, int]]:
     jobs = []
     for file in files:
         try:
-            with open_file(file) as opened:
+            with open_file(file, at_random=True) as opened:
                 groups = range(pq.ParquetFile(opened).num_row_groups)
         except pa.ArrowInvalid:
             groups = [UNREADABLE]  # its only job is to be told of
@@ -43,7 +43,7 @@ def read_parquet(file: str, group: int) -> Iterator[dict[str, Any] | Drop]:
 
 
 def _rows_of_group(file: str, group: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_file(file) as opened:
+    with open_file(file, at_random=True) as opened:
         parquet = pq.ParquetFile(opened)
         number = sum(parquet.metadata.row_group(i).num_rows for i in range(group))
         for batch in parquet.iter_batches(64, row_groups=[group], use_threads=False):

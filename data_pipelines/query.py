@@ -26,18 +26,21 @@ GROWING = {"repeat", "lpad", "rpad", "range", "generate_series", "list_resize", 
 GROWING |= {"printf", "format", "bar", "bitstring"}
 
 
-def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
-    """A connection with one table, `metadata`, that reads no file but its parquet."""
-    file = os.path.abspath(dataset.path / METADATA)
+def connect(dataset: Dataset, **more: os.PathLike) -> duckdb.DuckDBPyConnection:
+    """A connection with the table `metadata`, and one of each parquet in `more`; it reads no other
+    file."""
+    tables = {"metadata": dataset.path / METADATA} | more
+    files = {name: _literal(os.path.abspath(file)) for name, file in tables.items()}
     connection = duckdb.connect()
     for setting in (
         f"memory_limit = '{MEMORY}'",
-        f"allowed_paths = [{_literal(file)}]",
+        f"allowed_paths = [{', '.join(files.values())}]",
         "enable_external_access = false",
         "lock_configuration = true",
     ):
         connection.execute(f"SET {setting}")
-    connection.execute(f"CREATE VIEW metadata AS SELECT * FROM read_parquet([{_literal(file)}])")
+    for name, file in files.items():
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{file}])")
     return connection
 
 
@@ -53,32 +56,34 @@ def check_where(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     """
     if not where.strip():
         raise ValueError("where is empty. Leave it out for all records.")
-    tree = _parse(connection, where)
+    asked, tree = _asked(where), _parse(connection, where)
     if tree.get("error"):
-        raise ValueError(f"where ({where}) is not SQL: {_line(tree.get('error_message'))}")
+        raise ValueError(f"{asked} is not SQL: {_line(tree.get('error_message'))}")
     expression, rest = _split(tree)
     kinds = {part.get("class") for part in _walk(expression)}
     if rest != _split(_parse(connection, "true"))[1] or kinds & {"SUBQUERY", "PARAMETER"}:
-        raise ValueError(f"where ({where}) must be one expression over the columns, no query.")
+        raise ValueError(f"{asked} must be one expression over the columns, no query.")
     called = {str(part.get("function_name", "")).lower() for part in _walk(expression)}
     if growing := sorted(called & GROWING):
-        raise ValueError(
-            f"where ({where}): {growing[0]} is refused, as its results have no bounds."
-        )
+        raise ValueError(f"{asked}: {growing[0]} is refused, as its results have no bounds.")
     columns = [row[0] for row in connection.execute("DESCRIBE metadata").fetchall()]
     unknown = _unknown_names(expression, {"metadata", *(name.lower() for name in columns)})
     if volatile := sorted(called & _unstable_functions(connection) | unknown & CLOCK):
-        raise ValueError(f"where ({where}) must give the same every time; {volatile[0]} does not.")
+        raise ValueError(f"{asked} must give the same every time; {volatile[0]} does not.")
     told = f"Columns: {', '.join(columns)}."
     if unknown:  # current_user, too, is read as a column's name
-        raise ValueError(f"where ({where}): {min(unknown)} is no column. {told}")
+        raise ValueError(f"{asked}: {min(unknown)} is no column. {told}")
     try:
         connection.execute(f"SELECT position FROM metadata WHERE (\n{where}\n) LIMIT 0")
         described = connection.execute(f"DESCRIBE SELECT (\n{where}\n) FROM metadata").fetchall()
     except duckdb.Error as error:
-        raise ValueError(f"where ({where}): {_line(error)} {told}") from None
+        raise ValueError(f"{asked}: {_line(error)} {told}") from None
     if described[0][1] != "BOOLEAN":
-        raise ValueError(f"where ({where}) gives {described[0][1]}; it must be true or false.")
+        raise ValueError(f"{asked} gives {described[0][1]}; it must be true or false.")
+
+
+def _asked(where: str) -> str:
+    return f"where ({' '.join(where.split())})"
 
 
 def _parse(connection: duckdb.DuckDBPyConnection, where: str) -> dict[str, Any]:
@@ -152,9 +157,9 @@ def run_query(
     try:
         return connection.execute(query, list(values)).fetchnumpy()
     except duckdb.InterruptException:
-        raise ValueError(f"where ({where}) takes too long. Ask for less.") from None
+        raise ValueError(f"{_asked(where)} takes too long. Ask for less.") from None
     except duckdb.Error as error:
-        raise ValueError(f"where ({where}): {_line(error)}") from None
+        raise ValueError(f"{_asked(where)}: {_line(error)}") from None
 
 
 def _line(error: Any) -> str:

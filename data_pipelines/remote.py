@@ -16,7 +16,6 @@ import io
 import os
 import posixpath
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 
 import braceexpand
@@ -24,10 +23,9 @@ import fsspec
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from data_pipelines.retrying import BLOCK_BYTES, RetryingFile, no_access
 from jaxclip.data.files import temporary_name
 
-BLOCK_BYTES = 8 << 20  # read ahead: a request a block
-RETRIES = 5  # of a read, with 1, 2, 4, ... seconds between
 PARALLEL_REQUESTS = 16
 NEEDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 
@@ -36,9 +34,16 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def without_query(path: str) -> str:
+    """ "https://host/a.tar?download=true" -> "https://host/a.tar"; other paths as they are."""
+    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+
+
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Raises ValueError: a protocol that is not known, or whose package is not installed."""
     options = {"anon": True} if path.startswith("s3://") and _is_anonymous() else {}
+    if path.startswith(("http://", "https://")):
+        options = {"get_client": _http_client}
     try:  # no listings are kept: others write there, too
         return fsspec.core.url_to_fs(path, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
@@ -46,6 +51,14 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         package = NEEDS.get(protocol)
         remedy = f"pip install {package}." if package else "Use a path, gs://, s3:// or https://."
         raise ValueError(f"{path} cannot be opened ({error}). {remedy}") from None
+
+
+async def _http_client(**options):
+    """A file may take hours, where no range can be asked for; without a byte, it may take one
+    minute."""
+    import aiohttp
+
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None, sock_read=60), **options)
 
 
 @functools.cache
@@ -96,7 +109,7 @@ def _infos(path: str) -> list[dict]:
     fs, root = filesystem(path)
     with _one_line(path, "read"):
         try:
-            if any(c in root for c in "*?["):
+            if any(c in without_query(root) for c in "*?["):
                 infos = fs.glob(root, detail=True).values()
             elif (info := fs.info(root))["type"] == "directory":
                 infos = fs.find(root, detail=True).values()
@@ -118,69 +131,23 @@ def _size(info: dict) -> int:
     return -1 if info.get("size") is None else int(info["size"])
 
 
-def open_file(path: str) -> io.BufferedIOBase:
+def open_file(path: str, at_random: bool = False) -> io.BufferedIOBase:
     """A file to read; one that is far away is read ahead, and opened again where it broke off.
 
-    Raises ValueError: no access.
+    Args:
+      at_random: it is not read from beginning to end.
+    Raises:
+      ValueError, then or while it is read: no access; at_random, and the server gives no part of a
+        file (HTTP ranges).
     """
     if not is_url(path):
         return open(path, "rb")
     try:
-        return io.BufferedReader(_Retrying(path), BLOCK_BYTES)
+        fs, name = filesystem(path)
+        opener = functools.partial(fs.open, name, "rb", cache_type="readahead")
+        return io.BufferedReader(RetryingFile(path, opener, at_random), BLOCK_BYTES)
     except PermissionError as error:
-        raise _no_access(path, "read", error) from None
-
-
-class _Retrying(io.RawIOBase):
-    """A remote file whose reads are tried again. Raises OSError after RETRIES failures in a row."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self._fs, self._name = filesystem(path)
-        self._position = 0
-        self._file = self._open()
-
-    def _open(self):
-        return self._fs.open(self._name, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = self._file.seek(offset, whence)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        for attempt in range(RETRIES + 1):
-            try:
-                if self._file is None:
-                    self._file = self._open()
-                    self._file.seek(self._position)
-                data = self._file.read(len(buffer))
-                break
-            except FileNotFoundError:
-                raise
-            except PermissionError as error:
-                raise _no_access(self._path, "read", error) from None
-            except Exception as error:  # each protocol has errors of its own
-                if attempt == RETRIES:
-                    raise OSError(f"{self._path} at byte {self._position}: {error}") from error
-                self._file = None
-                time.sleep(2**attempt)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if self._file is not None and not self.closed:
-            self._file.close()
-        super().close()
+        raise no_access(path, "read", error) from None
 
 
 # --- Writing: a file is there whole or not at all -------------------------------------------------
@@ -242,14 +209,7 @@ def _one_line(path: str, done: str) -> Iterator[None]:
     except Exception as error:
         if not is_url(path):
             raise
-        raise _no_access(path, done, error) from error
-
-
-def _no_access(path: str, done: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} cannot be {done} ({type(error).__name__}: {error}). Is there such a bucket, "
-        "and are you logged in and allowed to read and write it?"
-    )
+        raise no_access(path, done, error) from error
 
 
 def list_files(folder: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.remote import create_file, open_file
+from data_pipelines.remote import create_file, open_file, without_query
 
 UNREADABLE = "unreadable_row"  # column of the staged table: what is wrong with a row, or null
 ROWS_PER_GROUP = 2048  # of the staged table: what a worker reads at once
@@ -32,7 +32,7 @@ class BadRow:
 
 
 def suffix(table: str) -> str:
-    suffix = os.path.splitext(table.removesuffix(".gz"))[1].lower()
+    suffix = os.path.splitext(without_query(table).removesuffix(".gz"))[1].lower()
     if suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
         raise ValueError(
             f"table ({table!r}) must be .csv, .tsv, .jsonl (or .gz of it) or .parquet."
@@ -68,7 +68,7 @@ def read_text_table(table: str) -> Iterator[dict[str, Any] | BadRow]:
 
 def _open(table: str) -> BinaryIO:
     file = open_file(table)
-    return gzip.open(file) if table.endswith(".gz") else file
+    return gzip.open(file) if without_query(table).endswith(".gz") else file
 
 
 @contextlib.contextmanager
@@ -190,7 +190,7 @@ def _common_type(kinds: set[str]) -> str:
 
 
 def num_rows(parquet: str) -> int:
-    with open_file(parquet) as opened:
+    with open_file(parquet, at_random=True) as opened:
         return pq.read_metadata(opened).num_rows
 
 
@@ -198,7 +198,7 @@ def read_rows(
     parquet: str, rows: range, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (row number, row) of a range of rows; reads the row groups they are in, in batches."""
-    with open_file(parquet) as opened, pq.ParquetFile(opened) as file:
+    with open_file(parquet, at_random=True) as opened, pq.ParquetFile(opened) as file:
         columns = [name for name in file.schema_arrow.names if name in {*columns, UNREADABLE}]
         types = json.loads((file.metadata.metadata or {}).get(b"types", "{}"))  # see _stage
         first = 0

@@ -12,6 +12,7 @@ them, else text: no digit is lost. No TensorFlow is needed, neither here nor by 
 import dataclasses
 import io
 import re
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,19 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 # --- TFDS -> rows, for corpora.py -----------------------------------------------------------------
+
+
+def with_fields(path: str, **features: str) -> str:
+    """`with_fields("D/x/1.0.0", caption="report")` -> "D/x/1.0.0?caption=report"."""
+    named = urllib.parse.urlencode({field: name for field, name in features.items() if name})
+    return f"{path}{'&' if '?' in path else '?'}{named}" if named else path
+
+
+def tell_of_splits(paths: Sequence[str]) -> None:
+    for path in paths:
+        if left_out := TfdsDataset(path).left_out:
+            counts = ", ".join(f"{name} ({count:,} records)" for name, count in left_out.items())
+            print(f"Note: {path}: left out are the splits {counts}.")
 
 
 def tfds_jobs(paths: Sequence[str], rows: int) -> list[tuple[str, int, int]]:

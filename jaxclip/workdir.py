@@ -26,6 +26,7 @@ from jaxclip.config import TrainConfig, differences, to_dict
 from jaxclip.data.files import write_atomically
 from jaxclip.data.sources import Source, seen_of
 from jaxclip.data.text import Tokenizer, TokenizerConfig, load_tokenizer
+from jaxclip.data.tfds import TfdsDataset
 from jaxclip.metrics import read_metrics, read_scores, score_lines
 from jaxclip.models import clip
 
@@ -132,6 +133,8 @@ def describe(
             f"{source.path}: {records:,} training pairs{without}; "
             f"{source.weight:.1%} of the samples, {seen.epochs:.2f} epochs"
         )
+        if isinstance(source.dataset, TfdsDataset) and (left_out := source.dataset.left_out):
+            lines.append(f"{source.path}: left out are the splits {', '.join(left_out)}")
     image, text = (
         sum(x.size for x in jax.tree.leaves(params_shape[tower])) / 1e6
         for tower in ("image", "text")

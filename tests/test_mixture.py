@@ -11,21 +11,24 @@ def test_a_mixture_of_subsets_for_a_number_of_samples(tiny_dataset, tmp_path):
     subsets = {}
     for name, size, shape in (("circles", 10, "circle"), ("others", 20, "")):
         where = f"shape = '{shape}'" if shape else "shape <> 'circle'"
-        options = SubsetOptions(dataset=str(tiny_dataset), out=str(tmp_path / name), where=where)
+        out = tmp_path / name / "small"  # both have this name
+        options = SubsetOptions(dataset=str(tiny_dataset), out=str(out), where=where)
         options.size = size
         subsets[name] = make_subset(options)
     run = start(
-        tmp_path / "circles",
+        tmp_path / "circles" / "small",
         tmp_path / "run",
-        f"--config.data.path={tmp_path / 'others'}",
+        f"--config.data.path={tmp_path / 'others' / 'small'}",
         "--config.data.weights=(0.25, 0.75)",
         "--config.duration.amount=160",
         "--config.duration.unit=samples",
     )
     finish(run)
     summary = (tmp_path / "run" / "summary.md").read_text()
-    assert f"- {tmp_path / 'circles'}: 40 samples, 10 unique pairs of 10, 4.00 epochs" in summary
-    assert f"- {tmp_path / 'others'}: 120 samples, 20 unique pairs of 20, 6.00 epochs" in summary
+    assert f"- {subsets['circles'].path}: 40 samples, 10 unique pairs of 10, 4.00 epochs" in summary
+    assert f"- {subsets['others'].path}: 120 samples, 20 unique pairs of 20, 6.00 epochs" in summary
+    for subset in subsets.values():  # of each its own scores
+        assert f"validation/{subset.path}/image_to_text/recall@1" in summary
     flops = re.search(r"Budget: 160 samples seen of 30 unique pairs; ([\d.e+]+) FLOPs", summary)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert max(line["step"] for line in lines if "loss" in line) == 10  # of 16 samples

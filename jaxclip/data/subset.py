@@ -27,6 +27,7 @@ from jaxclip.data.tfds import TfdsDataset, is_tfds
 
 FORMAT = "jaxclip-subset"
 POSITIONS = "positions.npy"
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a TFDS dataset, the name of its folder
 # what a subset that was killed while it was written may have left
 UNFINISHED = re.compile(r"positions\.npy|(positions\.npy|manifest\.json)(\.\d+)?\.tmp")
 
@@ -101,6 +102,15 @@ def open_dataset(path: epath.PathLike) -> Dataset | TfdsDataset | Subset:
     if _read_manifest(local_path(path)) is not None:
         return Subset(path)
     return TfdsDataset(path) if is_tfds(path) else Dataset(path)
+
+
+def dataset_name(path: epath.PathLike) -> str:
+    """A short name of what open_dataset() opens: its folder's; of TFDS, that above the version's.
+
+    `"corpora/10k"` -> "10k"; `"d/coco/1.1.0?caption=title"` -> "coco"
+    """
+    folder = epath.Path(os.fspath(path).partition("?")[0])
+    return folder.parent.name if VERSION.fullmatch(folder.name) else folder.name
 
 
 def write_subset(

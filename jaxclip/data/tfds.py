@@ -5,8 +5,10 @@ TensorFlow: it must have been prepared with file_format="array_record".
     data.path='DATA_DIR/NAME/1.0.0?caption=report&article_id=patient'     # which feature is what
 
 Features that have the name of a field of Record are that field. Of the others, the only image is
-the image, and the only text the caption. Splits keep their names (val, valid and dev are
-validation). Positions are counted through train, validation and test.
+the image, and the only text the caption. One inside another is `captions/text`; the items of a
+sequence are lines of a text, and a class is its name. Splits keep their names (val, valid and dev
+are validation); others are left out, and `left_out` counts them. Positions are counted through
+train, validation and test.
 """
 
 import contextlib
@@ -16,9 +18,9 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import pyarrow as pa
@@ -51,18 +53,21 @@ class TfdsDataset:
         directory, _, query = str(path).partition("?")
         self.path, self._query = epath.Path(directory), dict(parse_qsl(query))
         self._builder = open_builder(self.path)
-        features = sorted(self._builder.info.features.items())
-        self.features = {name: type(feature).__name__ for name, feature in features}
+        self._leaves = dict(_leaves(self._builder.info.features))
+        self.features = {name: leaf.kind for name, leaf in self._leaves.items()}
         self._fields = self._choose_fields()
-        named = {SPLIT_NAMES.get(name, ""): name for name in self._builder.info.splits}
+        infos = self._builder.info.splits
+        named = {SPLIT_NAMES[name]: name for name in infos if name in SPLIT_NAMES}
         self._splits = [(split, named[split]) for split in SPLITS if split in named]
-        lengths = [self._builder.info.splits[name].num_examples for _, name in self._splits]
-        self._stops = np.cumsum(lengths)
-        if not lengths:
-            found = ", ".join(self._builder.info.splits)
-            raise ValueError(f"{self.path} has the splits {found}; none is train or test.")
         counts = dict.fromkeys(SPLITS, 0)
-        counts |= {split: length for (split, _), length in zip(self._splits, lengths, strict=True)}
+        counts |= {split: infos[name].num_examples for split, name in self._splits}
+        if not self._splits:
+            raise ValueError(
+                f"{self.path} has the splits {', '.join(infos)}; none is train or test."
+            )
+        self._stops = np.cumsum([counts[split] for split, _ in self._splits])
+        used = {name for _, name in self._splits}
+        self.left_out = {name: infos[name].num_examples for name in infos if name not in used}
         self.manifest = {"counts": {"out": len(self), "splits": counts}}
         self._sources = self._open()
 
@@ -78,6 +83,8 @@ class TfdsDataset:
             )
         for field, kind in (("image", "Image"), ("caption", "Text")):
             candidates = [name for name, k in self.features.items() if k == kind]
+            if kind == "Text" and not candidates:
+                candidates = [name for name, k in self.features.items() if k == "strings"]
             if field not in fields and len(candidates) == 1:
                 fields[field] = candidates[0]
             if field not in fields:
@@ -88,11 +95,14 @@ class TfdsDataset:
         return fields
 
     def _open(self) -> list[Any]:
-        decoders = {  # images as the bytes they are
-            name: load_tfds().decode.SkipDecoding()
-            for name, k in self.features.items()
-            if k == "Image"
-        }
+        decoders: dict[str, Any] = {}  # images as the bytes they are
+        for leaf in self._leaves.values():
+            if leaf.kind == "Image":
+                *outer, name = leaf.keys
+                inner = functools.reduce(
+                    lambda node, key: node.setdefault(key, {}), outer, decoders
+                )
+                inner[name] = load_tfds().decode.SkipDecoding()
         try:
             return [
                 self._builder.as_data_source(name, decoders=decoders) for _, name in self._splits
@@ -116,17 +126,27 @@ class TfdsDataset:
         index = int(np.searchsorted(self._stops, position, side="right"))
         return self._sources[index][position - (int(self._stops[index - 1]) if index else 0)]
 
+    def _value(self, row: Mapping[str, Any], name: str) -> Any:
+        return functools.reduce(lambda value, key: value[key], self._leaves[name].keys, row)
+
+    def _texts(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The fields of Record but the image."""
+        names = {field: name for field, name in self._fields.items() if field != "image"}
+        return {f: _text(self._value(row, n), self._leaves[n]) for f, n in names.items()}
+
     def row(self, position: int) -> dict[str, Any]:
-        """All features of a record, the image as bytes, and "split"."""
+        """All features of a record, a class as its name; the fields of Record that are made of
+        them; the image as "image_bytes"; and "split"."""
         index = int(np.searchsorted(self._stops, position, side="right"))
-        row = dict(self._row(position))
-        image = row.pop(self._fields["image"])
-        return row | {"image_bytes": image, "split": self._splits[index][0]}
+        row = self._row(position)
+        values = {name: self._value(row, name) for name in self.features}
+        values |= {n: _text(values[n], leaf) for n, leaf in self._leaves.items() if leaf.classes}
+        own = {"image_bytes": values[self._fields["image"]], "split": self._splits[index][0]}
+        return values | self._texts(row) | own
 
     def __getitem__(self, position: int) -> Record:
         row = self._row(int(position))
-        texts = {f: _text(row[name]) for f, name in self._fields.items() if f != "image"}
-        image = row[self._fields["image"]]
+        texts, image = self._texts(row), self._value(row, self._fields["image"])
         try:
             height, width = image_size(image)
         except ImageError:
@@ -179,27 +199,27 @@ class TfdsDataset:
     def _kept_column(self, name: str) -> epath.Path:
         cache = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         key = hashlib.sha256(f"{self.content_hash} {name}".encode()).hexdigest()
-        return cache / "jaxclip" / f"tfds-{key[:32]}.parquet"
+        return cache / "jaxclip" / f"tfds2-{key[:32]}.parquet"
 
     def _read_columns(self, features: Mapping[str, str]) -> dict[str, list[Any]]:
         """Values of each column, of its feature, or "" where it has none."""
         if not any(features.values()):
-            return {name: [_cell(name, "")] * len(self) for name in features}
+            return {name: [_cell(name, "", None)] * len(self) for name in features}
         values = {name: [] for name in features}
         for source in self._sources:
             for start in range(0, len(source), ROWS):
                 numbers = list(range(start, min(start + ROWS, len(source))))
                 for row in source.__getitems__(numbers):
                     for name, feature in features.items():
-                        values[name].append(_cell(name, row.get(feature, "")))
+                        value = self._value(row, feature) if feature else ""
+                        values[name].append(_cell(name, value, self._leaves.get(feature)))
         return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": str(self.path), "query": self._query}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        query = "&".join(f"{key}={value}" for key, value in state["query"].items())
-        self.__init__(f"{state['path']}?{query}")
+        self.__init__(f"{state['path']}?{urlencode(state['query'])}")
 
 
 def load_tfds() -> Any:
@@ -223,15 +243,42 @@ def open_builder(path: epath.PathLike) -> Any:
     return load_tfds().builder_from_directory(str(path))
 
 
-def _cell(column: str, value: Any) -> Any:
+class _Leaf(NamedTuple):
+    """A feature that holds no others, or a sequence of such."""
+
+    keys: tuple[str, ...]  # `row[keys[0]][keys[1]]` is its value
+    kind: str  # Text; strings: all else that is text; of others, the type's name
+    classes: tuple[str, ...] = ()  # names of a ClassLabel's numbers
+
+
+def _leaves(
+    features: Mapping[str, Any], keys: tuple[str, ...] = (), many: bool = False
+) -> Iterator[tuple[str, _Leaf]]:
+    """(name, leaf) of every feature, by name; `captions/text` of one inside another."""
+    for name, feature in sorted(features.items()):
+        inner, own, of_many = feature, (*keys, name), many
+        while hasattr(inner, "feature"):  # of a sequence, what it is of
+            inner, of_many = inner.feature, True
+        if hasattr(inner, "items"):
+            yield from _leaves(inner, own, of_many)
+            continue
+        kind = "strings" if inner.np_dtype == np.object_ else type(inner).__name__
+        if not of_many and type(inner).__name__ == "Text":
+            kind = "Text"
+        kind = f"many of {kind}" if of_many and kind != "strings" else kind
+        classes = tuple(inner.names) if type(inner).__name__ == "ClassLabel" else ()
+        yield "/".join(own), _Leaf(own, kind, classes)
+
+
+def _cell(column: str, value: Any, leaf: _Leaf | None) -> Any:
     """A value of a feature as a column of a DATASET's metadata has it."""
     if column in CHARS:
-        return len(_text(value))
+        return len(_text(value, leaf))
     if column == "caption_tokens":
-        return num_tokens(_text(value))
+        return num_tokens(_text(value, leaf))
     if column == "image_sha256":
         return hashlib.sha256(value).hexdigest()
-    return _text(value) if column in IDS else _plain(value)
+    return _text(value, leaf) if column in IDS else _plain(value)
 
 
 def _keep(file: epath.Path, table: pa.Table) -> None:
@@ -251,5 +298,10 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _text(value: Any) -> str:
-    return str(_plain(value)).strip()
+def _text(value: Any, leaf: _Leaf | None) -> str:
+    """`[b"a", b"b"]` -> "a\nb"; of a class its name, and "" of one that is not known (-1)."""
+    if isinstance(value, (list, np.ndarray)):
+        return "\n".join(filter(None, (_text(item, leaf) for item in value)))
+    if leaf is not None and leaf.classes:
+        return leaf.classes[value] if value >= 0 else ""
+    return "" if value is None else str(_plain(value)).strip()

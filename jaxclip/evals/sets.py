@@ -19,6 +19,7 @@ from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, image_size
 from jaxclip.data.record import ALL, SPLITS, hash64, split_of
 from jaxclip.data.sources import DataConfig, open_sources
+from jaxclip.data.subset import dataset_name
 from jaxclip.data.text import choose_text
 from jaxclip.data.tfds import TfdsDataset
 from jaxclip.evals.readers import Layout, LazyImages, rows
@@ -85,10 +86,10 @@ def of_dataset(
     """
     found = []
     sources = open_sources(config, None if split == ALL else split)
-    names = collections.Counter(source.dataset.path.name for source in sources)
+    names = collections.Counter(dataset_name(source.dataset.path) for source in sources)
     for source in sources:
         dataset, positions = source.dataset, source.positions
-        name = dataset.path.name
+        name = dataset_name(dataset.path)
         columns = dataset.columns(["image_sha256", "article_id"])
         sha, article = (column.to_numpy()[positions] for column in columns.columns)
         labels = {}

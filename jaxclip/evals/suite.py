@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxclip.config import EvalConfig, TrainConfig
 from jaxclip.data.pipeline import eval_batches
 from jaxclip.data.sources import open_sources
+from jaxclip.data.subset import dataset_name
 from jaxclip.data.text import Tokenizer
 from jaxclip.evals.base import Measured, embed_split, make_embed
 from jaxclip.evals.declared import DECLARED
@@ -85,9 +86,12 @@ def _of_own_split(
     batch_size = math.ceil((config.eval.batch_size or config.batch_size) / shards) * shards
     embed = make_embed(config.model, inputs, mesh)
 
+    names = [dataset_name(source.path) for source in sources]
+    names = [n if names.count(n) < 2 else s.path for n, s in zip(names, sources, strict=True)]
+
     def evaluate() -> Scores:
         scores = {}
-        for source, source_labels in zip(sources, labels, strict=True):
+        for source, source_name, source_labels in zip(sources, names, labels, strict=True):
             batches = eval_batches(
                 source,
                 config.data,
@@ -99,7 +103,7 @@ def _of_own_split(
             embeddings = embed_split(embed, embedder.params, batches, mesh)
             name = f"{config.eval.split}/"
             if len(sources) > 1:
-                name += f"{epath.Path(source.path).name}/"
+                name += f"{source_name}/"
             found = retrieval(embeddings)
             for (prompt_name, p), label in zip(prompts, source_labels, strict=True):
                 found.append(

@@ -11,7 +11,7 @@ import pytest
 from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
 from jaxclip.data.order import TrainSamples
 from jaxclip.data.sources import DataConfig, open_sources, seen_of
-from jaxclip.data.subset import Subset, open_dataset, write_subset
+from jaxclip.data.subset import Subset, dataset_name, open_dataset, write_subset
 from jaxclip.workdir import budget_lines
 from tests.conftest import tiny_example
 
@@ -152,3 +152,15 @@ def test_the_summary_of_a_mixture(mixture, subset, tiny_dataset):
         f"- {tiny_dataset}: 40 samples, 40 unique pairs of 42, 0.95 epochs",
         f"- {subset.path}: 120 samples, 4 unique pairs of 4, 30.00 epochs",
     ]
+
+
+@pytest.mark.parametrize(
+    ["path", "name"],
+    [
+        ("corpora/10k", "10k"),
+        ("d/coco/1.1.0", "coco"),
+        ("d/coco/2014/1.1.0?caption=captions/text", "2014"),
+    ],
+)
+def test_names(path, name):
+    assert dataset_name(path) == name

@@ -16,8 +16,10 @@ from PIL import Image
 
 from data_pipelines.browse import PER_PAGE, BrowseOptions, Server
 from data_pipelines.query import deadline, run_query
+from data_pipelines.search import excerpt
 from data_pipelines.synthetic_releases import draw
 from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
+from jaxclip.data.files import DamagedError
 from jaxclip.data.record import Example, Record
 from jaxclip.data.subset import write_subset
 
@@ -79,6 +81,7 @@ def test_search_and_filter(server):
     page = search(server, q="MRI", where="modality = 'microscopy' AND n < 36")
     assert shown(page) == ["0/30", "0/32", "0/34"]
     assert counts(search(server, q="100%' OR true --")) == ["0 of 60"]
+    assert "n (bigint)" in page and "modality (varchar)" in page  # what there is to filter by
 
 
 def test_pages_hold_each_record_once(server):
@@ -89,12 +92,54 @@ def test_pages_hold_each_record_once(server):
         following = re.search(r'rel="next" href="([^"]+)"', page)
         path = following and following[1].replace("&amp;", "&")
     assert numbers == [f"0/{n}" for n in range(NUM)] and PER_PAGE < NUM
+    assert shown(search(server, page=99)) == numbers[48:]  # past the last: the last
 
 
 def test_two_subsets_side_by_side(server):
     page = search(server, a=1, b=2)
     assert counts(page) == ["30 of 30", "2 of 2"]
     assert shown(page)[-2:] == ["2/3", "2/4"] and "1/1" in shown(page)
+    assert "1 of these in both" in page  # 3
+    assert "in both" not in search(server, a=1)
+
+
+def test_what_was_searched_for_is_shown():
+    text = "a" * 1000 + " axial CT " + "b" * 1000
+    before, found, after = excerpt(text, "ct")
+    assert (before[:2], before[-7:], found, after[:2], after[-1]) == (
+        "… ",
+        " axial ",
+        "CT",
+        " b",
+        "…",
+    )
+    assert len(before + found + after) < 610 and excerpt("CT.", "(")[2] == "CT."
+    assert excerpt(text, "") == ("", "", "a" * 600 + " …")
+
+
+def test_what_a_browser_does_is_no_error(server, monkeypatch, capsys):
+    """It goes on before an image is there; of a record that is damaged it is told."""
+    for error, told in ((ConnectionResetError, False), (BrokenPipeError, False), (KeyError, True)):
+        try:
+            raise error()
+        except Exception:
+            server.handle_error(None, ("127.0.0.1", 1))
+        assert ("Traceback" in capsys.readouterr().err) == told
+
+    def damaged(self, position):
+        raise DamagedError(f"Record {position} is damaged.")
+
+    monkeypatch.setattr(Dataset, "__getitem__", damaged)
+    for path in ("/image/0/3", "/record/0/3"):
+        status, _, body = get(server, path)
+        assert status == 500 and b"Record 3 is damaged." in body
+
+
+def test_all_are_opened_before_captions_are_read(server, tmp_path):
+    paths = (str(server.corpora[0].dataset.path), str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="none is not a dataset"):
+        Server(BrowseOptions(dataset=paths, port=0, cache=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_record_with_every_signal(server):
@@ -213,6 +258,7 @@ def test_a_browser_shows_it_and_runs_nothing(server, tmp_path):
 
     dom = chromium("--dump-dom", f"{server.address}?q=owned")
     assert "<title>corpus</title>" in dom and dom.count("<figure>") == 1
+    assert "<mark>owned</mark>" in dom
     shot = pathlib.Path(tmp_path / "page.png")
     url = f"{server.address}?a=1&b=2"
     chromium(f"--screenshot={shot}", "--window-size=1200,900", url)

@@ -12,7 +12,7 @@ import threading
 import fsspec
 import pytest
 
-from data_pipelines import remote, webdataset
+from data_pipelines import remote, retrying, webdataset
 from data_pipelines.corpora import CorpusOptions, build_corpus
 from data_pipelines.layouts import LAYOUTS, context_of, parse_name
 from data_pipelines.synthetic_releases import TRAPS, draw, write_release
@@ -165,15 +165,26 @@ def test_beam_gives_the_same_dataset(releases, datasets, tmp_path):
 
 
 class Flaky(http.server.SimpleHTTPRequestHandler):
-    """Serves byte ranges; every third request for data fails, or breaks off half way."""
+    """Serves byte ranges; every third request for data fails, or breaks off half way. Below /whole
+    it serves whole files only, the first time half of it."""
 
     requests = 0
+    whole = 0
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
+        if self.path.startswith("/whole/"):
+            data = pathlib.Path(self.translate_path(self.path[6:])).read_bytes()
+            type(self).whole += 1
+            self.close_connection = self.whole == 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if self.whole == 1 else data)
+            return
         type(self).requests += 1
         data = pathlib.Path(self.translate_path(self.path)).read_bytes()
         if type(self).requests % 3 == 1:
@@ -208,10 +219,23 @@ def server(releases):
 
 
 def test_http_with_failures_gives_what_the_disk_gives(server, datasets, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
     urls = (f"{server}/open_pmc/train-{{0000..0002}}.tar",)
     dataset = build(tmp_path / "http", {"layout": "open_pmc", "input": urls})
     assert dataset.content_hash == datasets["open_pmc"].content_hash and Flaky.requests > 6
+
+
+def test_a_server_without_ranges(server, datasets, releases, tmp_path, monkeypatch):
+    """A tar is read on from its beginning; a zip cannot be, and that is told."""
+    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retrying, "BLOCK_BYTES", 4096)  # the tar is longer
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 4096)
+    urls = (f"{server}/whole/open_pmc/train-{{0000..0002}}.tar?download=true",)
+    dataset = build(tmp_path / "tars", {"layout": "open_pmc", "input": urls})
+    assert dataset.metadata.equals(datasets["open_pmc"].metadata) and Flaky.whole > 4
+    images = f"{server}/whole/pmc_oa/images.zip"
+    with pytest.raises(ValueError, match="its server knows no byte ranges. Copy the file"):
+        build(tmp_path / "zip", releases["pmc_oa"], images=images)
 
 
 def test_a_bucket_gives_what_the_disk_gives(releases, datasets, tmp_path):
@@ -276,6 +300,7 @@ def test_context_is_looked_up_and_never_guessed():
         ({"input": ("nope://x/a.tar",)}, "nope://x/a.tar cannot be opened"),
         ({"caption": "x"}, "caption is known of open_pmc"),
         ({"input": ()}, "input is not set"),
+        ({"images": "/nowhere"}, "images .'/nowhere'. must be a folder or a zip file"),
     ],
 )
 def test_mistakes_are_told(options, message, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from data_pipelines.subset import SubsetOptions, make_subset
 from data_pipelines.uids import IDENTITY, uid_expression
 from jaxclip.data.dataset import Dataset, finish_dataset, write_shard
-from jaxclip.data.record import Example, Record
+from jaxclip.data.record import Example, Record, hash64
 from jaxclip.data.subset import Subset
 
 MODALITIES = ("radiology",) * 5 + ("microscopy",) * 3 + ("other",) * 2
@@ -108,12 +108,20 @@ def test_seeds_differ_and_runs_do_not(choose):
     assert overlap < 25  # 50 * 50 / 360 = 7 expected
 
 
-def place(number: int, seed: int) -> str:
+def identity(number: int) -> list[str]:
     record = example(number).record
     record.pack()
     lengths = [str(len(text)) for text in record.texts().values()]
-    ids = [record.image_sha256, record.article_id, record.figure_id, record.panel_id]
-    return hashlib.md5("\x1f".join([str(seed), *ids, *lengths]).encode()).hexdigest()
+    return [record.image_sha256, record.article_id, record.figure_id, record.panel_id, *lengths]
+
+
+def place(number: int, seed: int) -> str:
+    return hashlib.md5("\x1f".join([str(seed), *identity(number)]).encode()).hexdigest()
+
+
+def uid(number: int) -> str:
+    texts = hash64("\x1f".join(example(number).record.texts().values()))
+    return hashlib.md5("\x1f".join([*identity(number), str(texts)]).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("size", [1, 20])
@@ -180,6 +188,7 @@ def test_uid_lists_go_out_and_come_in(choose, dataset, tmp_path):
     assert uids.dtype == np.dtype("u8,u8") and (uids == np.sort(uids)).all() and len(uids) == 60
     numbers = dataset.columns(["number"])["number"].to_numpy()
     of_a = set(numbers[a.positions()].tolist())
+    assert {f"{high:016x}{low:016x}" for high, low in uids.tolist()} == {*map(uid, of_a)}
     assert choose(uids=(str(a.path / "uids.npy"),)) == of_a
     rest = choose(exclude=(str(a.path / "uids.npy"),))
     assert rest | of_a == set(range(NUM)) - set(range(9, NUM, 10)) and not rest & of_a
@@ -237,6 +246,7 @@ def test_the_uid_of_a_dataset_without_hashes_of_its_texts():
 
 HOSTILE = [
     ("number <", "is not SQL: syntax error"),
+    ("number > 3\n  AND modalty = 'x'", "where .number > 3 AND modalty = 'x'.: modalty"),
     ("modalty = 'x'", "modalty.*Columns: position, .*modality"),
     ("number = 'many'", "Could not convert string 'many'"),
     ("tokens::INT > 3", "Could not convert string 'many'"),

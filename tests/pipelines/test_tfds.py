@@ -185,6 +185,71 @@ def test_any_tfds_dataset_by_the_names_of_its_features(foreign):
     assert other.content_hash != opened.content_hash
 
 
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory) -> str:
+    """As COCO's captions: sequences, features inside others, classes, a split of its own name."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        name = "nested"
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["normal", "pneumonia"])
+            features = {"captions": tfds.features.Sequence({"id": np.int64, "text": np.str_})}
+            features |= {"scan": {"picture": tfds.features.Image(), "label": label}}
+            features |= {
+                "image/id": np.int64,
+                "box": tfds.features.Tensor(shape=(2,), dtype=np.float64),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            names = ("train", "restval", "val", "dev")
+            return {name: self._generate_examples(i) for i, name in enumerate(names)}
+
+        def _generate_examples(self, n):
+            image = io.BytesIO(tiny_example(n).record.image)
+            texts = [{"id": i, "text": f" {word} of {n}"} for i, word in enumerate(("CT", "MRI"))]
+            scan = {"picture": image, "label": -1 if n else 1}
+            yield n, {"captions": texts, "scan": scan, "image/id": n, "box": [0.5, n]}
+
+    root = tmp_path_factory.mktemp("nested")
+    builder = Builder(data_dir=str(root), file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_path)
+
+
+def test_features_inside_others(nested, tmp_path, capsys):
+    opened = open_dataset(nested)
+    assert opened[0].caption == "CT of 0\nMRI of 0"  # the only text: of each item a line
+    assert opened[0].image == tiny_example(0).record.image
+    assert opened.left_out == {"restval": 1, "val": 1} and len(opened) == 2
+    assert opened.columns(["caption_chars", "scan/label", "captions/text"]).to_pylist()[0] == {
+        "caption_chars": 16,
+        "scan/label": 1,
+        "captions/text": [" CT of 0", " MRI of 0"],
+    }
+    by_class = pickle.loads(pickle.dumps(open_dataset(f"{nested}?caption=scan/label")))
+    assert [by_class[i].caption for i in range(2)] == ["pneumonia", ""]  # -1: not known
+    options = {"layout": "tfds", "input": (nested,), "caption": "scan/label", "min_side": 1}
+    options |= {"image": "scan/picture", "group": "image/id", "references": "captions/text"}
+    options |= {
+        "keep": ("box",),
+        "licence": "box",
+        "out": str(tmp_path / "d"),
+        "workers": 1,
+        "tokenizer_vocab": 0,
+    }
+    back = build_corpus(CorpusOptions(**options))
+    assert back.manifest["counts"]["dropped"] == {"empty caption": 1}
+    assert (back[0].caption, back[0].references) == ("pneumonia", "CT of 0\nMRI of 0")
+    assert back[0].licence == "0.5\n0.0"
+    assert "left out are the splits restval (1 records), val (1 records)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ["query", "message"],
     [
