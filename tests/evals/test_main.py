@@ -186,13 +186,42 @@ def test_one_bad_set_does_not_take_the_others(sets, monkeypatch, capsys):
     about = json.loads((sets / "out/results.json").read_text())
     assert len(about["failed"]) == len(about["skipped"]) == 1
     # nothing could be scored: what was there stays
-    with pytest.raises(ValueError, match="No set could be scored"):
+    with pytest.raises(ValueError, match="Nothing could be scored"):
         run(sets=["odd"])
     assert json.loads((sets / "out/results.json").read_text()) == about
 
 
+def test_one_bad_model_does_not_take_the_others(sets, monkeypatch, capsys):
+    def load(model, *_):
+        if "bad" in model:
+            raise FileNotFoundError(f"{model} does not exist.")
+        return Plane(1)
+
+    monkeypatch.setattr(evaluate, "load_embedder", load)
+    # of seeds all are needed: the mean of those that are left would go by another name
+    code, found = run(["bad", "a,bad_seed", "good", "b,c"])
+    assert code == 2 and {model for model, *_ in found} == {"good", "b,c (2 seeds)"}
+    told = capsys.readouterr().out
+    assert "Failed: model bad: bad does not exist." in told
+    assert "Failed: model bad_seed: " in told
+
+    def section(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(evaluate.page, "section", section)
+    code, found = run(["good", "bad"], page=True)  # without its pictures a model has its scores
+    assert code == 2 and found["good", "zero_shot", "accuracy"]["value"] == pytest.approx(5 / 6)
+    about = json.loads((sets / "out/results.json").read_text())
+    assert [why.partition(":")[0] for why in about["failed"]] == [
+        "page of good on kinds/test",
+        "model bad",
+    ]
+    with pytest.raises(ValueError, match="Nothing could be scored"):
+        run(["bad"])
+
+
 def test_a_set_without_the_split_that_is_asked_for_names_those_it_has(sets, capsys):
-    with pytest.raises(ValueError, match="No set could be scored"):
+    with pytest.raises(ValueError, match="Nothing could be scored"):
         run(sets=["pairs"], split="validation")
     assert "pairs has no validation split. It has: test (4)." in capsys.readouterr().out
 
