@@ -48,7 +48,7 @@ from jaxclip.evals.representation import MAPS, require_map
 from jaxclip.evals.retrieval import PROTOCOLS
 from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
 from jaxclip.evals.uncertainty import DRAWS
-from jaxclip.evals.zero_shot import load_prompts
+from jaxclip.evals.zero_shot import check_names, load_prompts
 from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
 from jaxclip.start import is_run
 from jaxclip.workdir import environment
@@ -272,7 +272,9 @@ def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
         data.path, data.weights = tuple(_DATA.value), ()
     if not data.path:
         raise ValueError(f"--data is not set, and {model} is no run that has some. Set it.")
-    return data, tuple(_ZERO_SHOT.value) or prompt_files
+    prompt_files = tuple(_ZERO_SHOT.value) or prompt_files
+    check_names(prompt_files)
+    return data, prompt_files
 
 
 def _compare(files: Sequence[str]) -> None:

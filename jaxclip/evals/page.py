@@ -23,7 +23,7 @@ from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.representation import plane
 from jaxclip.evals.results import Row, shown
 from jaxclip.evals.sets import EvalSplit
-from jaxclip.evals.zero_shot import class_scores, load_prompts
+from jaxclip.evals.zero_shot import class_scores, load_prompts, prompts_name
 
 EXAMPLES, NEAREST, MAPPED = 8, 5, 500
 THUMBNAIL = 120  # pixels
@@ -215,7 +215,7 @@ def _confusions(embeddings, split, file, prompts, cache) -> str:
         for i in worst
     ]  # fmt: skip
     return (
-        f"<h3>Zero-shot: {_text(file)}</h3>{_matrix(confusion_CC, classes)}"
+        f"<h3>Zero-shot: {_text(prompts_name(file))}</h3>{_matrix(confusion_CC, classes)}"
         f"<h3>Hardest confusions</h3>{''.join(pictures) or 'None: every image was right.'}"
     )
 

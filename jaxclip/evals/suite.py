@@ -17,8 +17,8 @@ from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.run import MeshEmbedder
-from jaxclip.evals.sets import open_set
-from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
+from jaxclip.evals.sets import dataset_labels, open_set
+from jaxclip.evals.zero_shot import check_labels, check_names, load_prompts, prompts_name, zero_shot
 from jaxclip.models import clip
 
 Scores = dict[str, float]
@@ -71,10 +71,10 @@ def _of_own_split(
     config: TrainConfig, inputs: clip.Inputs, tokenizer: Tokenizer, embedder: MeshEmbedder
 ) -> Callable[[], Scores]:
     sources = open_sources(config.data, config.eval.split)
-    prompts = [(epath.Path(p).stem, load_prompts(p)) for p in config.eval.zero_shot]
+    check_names(config.eval.zero_shot)
+    prompts = [(prompts_name(file), load_prompts(file)) for file in config.eval.zero_shot]
     labels = [  # of each source, by prompt file
-        [source.dataset.columns([p["label_column"]]).columns[0].to_numpy() for _, p in prompts]
-        for source in sources
+        [dataset_labels(source.dataset, p) for _, p in prompts] for source in sources
     ]
     for source, source_labels in zip(sources, labels, strict=True):
         for (_, p), label_N in zip(prompts, source_labels, strict=True):

@@ -23,7 +23,7 @@ from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.page import section, write_page
 from jaxclip.evals.readers import Folders, Npz, Parquet, Tfds, rows
-from jaxclip.evals.sets import Declaration, open_set
+from jaxclip.evals.sets import Declaration, dataset_labels, open_set
 from jaxclip.evals.tables import Table
 
 LABELS = ("CHEST", "ABD", "HEAD")
@@ -215,6 +215,25 @@ def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=
         found, model=f"m{seed}", set_name="toy", split="test",
         identity=splits["test"].identity, draws=draws,
     ), embedder, cache, splits["test"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "several", "expected"),
+    [
+        ([0, 1], False, ["0", "1"]),  # numbers as the texts that JSON's labels are
+        (["ct", None], False, ["ct", None]),  # check_labels names what is missing
+        (["a|b", "", None], True, [("a", "b"), (), ()]),
+        (['["a", "b"]', "[]", "a"], True, [("a", "b"), (), ("a",)]),  # as data_pipelines.table
+        ([["a", "b"], [], None], True, [("a", "b"), (), ()]),
+    ],
+)
+def test_labels_of_a_dataset_are_those_of_prompt_files(column, several, expected):
+    class Table:
+        def columns(self, names):
+            return pa.table({names[0]: column})
+
+    prompts = {"label_column": "x"} | ({"negative_templates": ["no {}"]} if several else {})
+    assert dataset_labels(Table(), prompts).tolist() == expected
 
 
 def test_embeddings_are_kept_by_content(sets_dir, tmp_path):

@@ -173,12 +173,22 @@ def test_prompt_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"medmist.json is no prompt file.*: .*mednist"):
         load_prompts("medmist")
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps(PROMPTS | {"templates": ["{}", "an image"]}))
-    with pytest.raises(ValueError, match=r"template 'an image' must have {}"):
-        load_prompts(str(file))
-    file.write_text(json.dumps(PROMPTS | {"classes": {}}))
-    with pytest.raises(ValueError, match="lacks the field 'classes'"):
-        load_prompts(str(file))
-    file.write_text(json.dumps(PROMPTS | {"positive": "pet"}))
-    with pytest.raises(ValueError, match=r"positive .'pet'. must be one of its classes"):
+    for change, complaint in [
+        ({"templates": ["{}", "an image"]}, "template 'an image' must have one {}"),
+        ({"templates": ["{} of {part}"]}, "'{} of {part}' must have one {}, .* no other braces"),
+        ({"templates": "{}."}, r"templates \('{}.'\) must be a list of texts"),
+        ({"negative_templates": ["none"]}, "template 'none' must have one {}"),
+        ({"classes": {}}, "lacks the field 'classes'"),
+        ({"classes": ["ct", "mri"]}, "classes must be {label: .names., ...}, of 2 or more"),
+        ({"classes": {"ct": ["CT"]}}, "classes must be .* of 2 or more"),  # always right
+        # each letter would be a name, and the mean of no name is not a number
+        ({"classes": {"ct": "CT", "mri": ["MRI"]}}, r"class 'ct' \('CT'\) must be a list of texts"),
+        ({"classes": {"ct": [], "mri": ["MRI"]}}, r"class 'ct' \(\[\]\) must .* at least one"),
+        ({"positive": "pet"}, r"positive .'pet'. must be one of its classes"),
+    ]:
+        file.write_text(json.dumps(PROMPTS | change))
+        with pytest.raises(ValueError, match=f"mine.json.*{complaint}"):
+            load_prompts(str(file))
+    file.write_text("{")
+    with pytest.raises(ValueError, match="mine.json is not JSON: "):
         load_prompts(str(file))
