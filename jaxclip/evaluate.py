@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int | None:
     if jax.process_index() == 0:
         print(*results.summary(report.rows), *report.lines(), sep="\n")
         if _PAGE.value and report.rows:
-            print("Page:", page.write_page(out, report.rows, report.sections))
+            print("Page:", page.write_page(out, report.rows, report.sections, report.notes()))
     if not report.rows:
         raise ValueError("Nothing could be scored: see what was skipped or failed, above.")
     return command.EXIT_USER_ERROR if report.failed else None
@@ -121,6 +121,7 @@ class Report:
     skipped: list[str] = dataclasses.field(default_factory=list)  # what is not there
     failed: list[str] = dataclasses.field(default_factory=list)  # what is there, but wrong
     left_out: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # by set
+    known: dict[str, str] = dataclasses.field(default_factory=dict)  # of sets: before one quotes
     rows: list[results.Row] = dataclasses.field(default_factory=list)
     items: list[pa.Table] = dataclasses.field(default_factory=list)
     across: Across = dataclasses.field(default_factory=Across)
@@ -145,18 +146,22 @@ class Report:
         if jax.process_index() == 0:
             about = {"environment": environment(), "skipped": self.skipped, "failed": self.failed}
             about |= {"options": dataclasses.asdict(self.options), "draws": _DRAWS.value}
-            about |= {"missing": _missing_sets(self.left_out)}
+            about |= {"notes": self.known, "missing": _missing_sets(self.left_out)}
             results.write(self.rows, self.items, self.out, about | {"left_out": self.left_out})
 
     def lines(self) -> list[str]:
-        found = [
+        return self.notes() + ([f"Written to {self.out}"] if self.rows else [])
+
+    def notes(self) -> list[str]:
+        """What to know of the scores, and what is not in them and why."""
+        found = [f"Note on {name}: {note}" for name, note in self.known.items()]
+        found += [
             f"Left out of {name}: {n:,} ({why})"
             for name, reasons in self.left_out.items()
             for why, n in reasons.items()
         ]
         found += [f"Skipped: {why}" for why in self.skipped]
-        found += [f"Failed: {why}" for why in self.failed]
-        return found + ([f"Written to {self.out}"] if self.rows else [])
+        return found + [f"Failed: {why}" for why in self.failed]
 
 
 def _score(
@@ -247,6 +252,8 @@ def _open_sets(model: str, report: Report) -> list[dict[str, EvalSplit]]:
             if prompts := DECLARED[name].prompts:
                 load_prompts(prompts, _TEMPLATES.value)  # before anything is embedded
             found.append(open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed, split))
+            if DECLARED[name].note:
+                report.known[name] = DECLARED[name].note
         except FileNotFoundError as error:
             report.skipped.append(str(error))
         except Exception as error:

@@ -5,6 +5,7 @@ the angle 90 degrees x contrast, up to 90; a text `angle 45` has 45 degrees.
 """
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -178,11 +179,13 @@ def test_models_of_one_name_and_what_is_between_them_and_their_sets(sets):
 def test_one_bad_set_does_not_take_the_others(sets, monkeypatch, capsys):
     table(sets / "odd", ["image", "label", "patient", "split"], [(1, "C", "p", "test")])
     monkeypatch.setitem(DECLARED, "odd", DECLARED["kinds"])
+    noted = dataclasses.replace(DECLARED["kinds"], note="Slices repeat.")
+    monkeypatch.setitem(DECLARED, "kinds", noted)
     code, found = run(sets=["odd", "bach", "kinds"])
     assert code == 2 and found["final", "zero_shot", "accuracy"]["value"] == pytest.approx(5 / 6)
     told = capsys.readouterr().out
     assert "Failed: set odd: column 'label' has the labels ['C']" in told
-    assert "Skipped: BACH" in told
+    assert "Skipped: BACH" in told and "Note on kinds: Slices repeat." in told
     about = json.loads((sets / "out/results.json").read_text())
     assert len(about["failed"]) == len(about["skipped"]) == 1
     # nothing could be scored: what was there stays

@@ -17,9 +17,10 @@ import simplejpeg
 from jax.experimental import multihost_utils
 
 from jaxclip.data.record import hash64
+from jaxclip.evals import page as page_lib
 from jaxclip.evals import results
 from jaxclip.evals.declared import DECLARED
-from jaxclip.evals.embed import EmbeddingCache
+from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.page import section, write_page
 from jaxclip.evals.readers import Folders, Npz, Parquet, Tfds, rows
@@ -282,12 +283,25 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     assert len(results.read(out)) == len(found)
     split.captions[0] = "<script>alert(1)</script>"
     split.modalities = np.array(["CT", "MRI<"] * 5 + ["US"], object)
-    page = write_page(out, found, [section("m", cache, split)]).read_text()
+    notes = ["Left out of <toy>: 3 (no image file)"]
+    page = write_page(out, found, [section("m", cache, split)], notes).read_text()
+    assert "<li>Left out of &lt;toy&gt;: 3" in page and "class=method>protocol all_right" in page
     assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
     drawn = page.partition("aria-label=map")[2].partition("</svg>")[0]
     # 11 images as discs and 11 texts as rings, in the colours of 3 modalities
     assert drawn.count("stroke=") == 11 and drawn.count("r=3 fill='") == 11
     assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["CT", "MRI&lt;", "US"]
+    split.modalities, split.captions = None, None  # classes, then, and no text
+    drawn = section("m", cache, split).partition("Map of the embeddings: t-SNE</h3>")[2]
+    names = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.partition("</svg>")[0])
+    assert set(names) == set(LABELS) & set(split.labels["vqa_rad"])
+    split.labels["vqa_rad"][:] = [
+        ("a", "b"),
+        (),
+        *[("a",)] * 9,
+    ]  # findings: neither right nor wrong
+    drawn = page_lib._neighbours(embed_set(cache, split), split)
+    assert "query a, b<" in drawn and "no finding" in drawn and "class='right'" not in drawn
     assert page.count("<th>m0<th>Chance") == 1 and "Robustness by severity" in page
     assert not any("_severity_" in line for line in results.summary(found))  # a screen, not ten
 
