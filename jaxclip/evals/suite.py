@@ -1,6 +1,7 @@
 """Evaluation while training: a split of the run's own datasets, and public sets."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 
 import jax
@@ -30,6 +31,7 @@ def make_evaluate(
 ) -> Evaluate | None:
     """The function from parameters to scores, named SPLIT/[DATASET/]EVALUATOR/METRIC.
 
+    Of public sets also SPLIT/DATASET/left_out/REASON, images that are not scored.
     DATASET is the name of a public set, or of one of the run's own, if it has several. None if
     nothing is to be scored.
 
@@ -61,7 +63,10 @@ def _of_sets(config: EvalConfig, embedder: MeshEmbedder) -> Callable[[], Scores]
         scores = {}
         for name, opened in zip(config.sets, sets, strict=True):
             found, _ = evaluate_split(cache, opened, split, SuiteOptions())
-            scores |= {f"{split}/{name}/{key}": value for key, value in flat(found).items()}
+            told = flat(found)
+            for reason, number in opened[split].left_out.items():
+                told["left_out/" + re.sub(r"\W+", "_", reason)] = number
+            scores |= {f"{split}/{name}/{key}": value for key, value in told.items()}
         return scores
 
     return evaluate

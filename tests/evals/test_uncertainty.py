@@ -5,6 +5,7 @@ import pytest
 
 from jaxclip.evals.base import Measured
 from jaxclip.evals.classification import single_label
+from jaxclip.evals.results import shown
 from jaxclip.evals.uncertainty import (
     Interval,
     bootstrap,
@@ -120,3 +121,12 @@ def test_repeats_widen_the_interval():
     measured.repeats = [lambda units: {"mean": 0.0}]
     found = bootstrap(measured, draws=200)["mean"]
     assert (found.low, found.value, found.high) == (0, 0.5, 1)
+
+
+def test_how_a_score_is_shown():
+    row = {"value": 0.98765, "low": 0.9, "high": 1.0, "chance": 0.5, "replicates": [1.0]}
+    assert shown(row) == "0.9877 [0.9000, 1.0000] (chance 0.5000)"
+    # what is left of a difference of equal numbers is nothing
+    nothing = row | {"value": -1.3e-16, "low": -1e-17}
+    assert shown(nothing, chance=False) == "0.0000 [0.0000, 1.0000]"
+    assert shown(row | {"value": 2.5e-5}, chance=False) == "2.5e-05 [0.9000, 1.0000]"
