@@ -17,8 +17,10 @@ from absl.testing import flagsaver
 
 from jaxclip import evaluate
 from jaxclip.data.image import decode_image
-from jaxclip.evals import results
+from jaxclip.data.record import split_of
+from jaxclip.evals import probe, results
 from jaxclip.evals.declared import DECLARED
+from jaxclip.evals.probe import few_shot_indices
 from jaxclip.evals.readers import Table
 from jaxclip.evals.robustness import CORRUPTIONS
 from jaxclip.evals.sets import Declaration
@@ -144,6 +146,31 @@ def test_the_probe_is_chosen_on_validation_images(sets):
             run(suite=["probe"], split=split)
 
 
+def test_few_shots_are_chosen_on_as_few_validation_images(sets, monkeypatch):
+    asked = []
+
+    def indices(target_NC, shots, seed):
+        asked.append(shots)
+        return few_shot_indices(target_NC, shots, seed)
+
+    monkeypatch.setattr(probe, "few_shot_indices", indices)
+    run(suite=["probe"], draws=0)
+    # of the training images and of the validation images, by turns
+    pairs = set(zip(asked[::2], asked[1::2], strict=True))
+    assert pairs == {(1, 1), (2, 2), (4, 4), (8, 4), (16, 4)}
+
+
+def test_without_validation_images_some_training_images_are_held(sets, monkeypatch):
+    table(
+        sets / "two", ["image", "label", "patient", "split"], [k for k in KINDS if k[3] != "valid"]
+    )
+    monkeypatch.setitem(DECLARED, "two", DECLARED["kinds"])
+    _, found = run(sets=["two"], suite=["probe"], draws=0)
+    held = [k for k in KINDS if k[3] == "train" and split_of(k[2], (0.8, 0.2, 0)) != "train"]
+    trained = found["final", "linear_probe/plane/all", "training_images"]["value"]
+    assert trained == 27 - len(held) and 2 < len(held) < 12
+
+
 def test_severities_are_worse_and_worse(sets):
     _, found = run(suite=["robustness"])
     key = "final", "robustness/contrast/zero_shot/plane"
@@ -171,6 +198,8 @@ def test_models_of_one_name_and_what_is_between_them_and_their_sets(sets):
     assert {model for model, *_ in found} == {"a/final", "b/final"}
     cka = [key for key in found if "cka" in key[-1]]
     assert {key[0] for key in cka} == {"b/final"}
+    _, of_seeds = run(["a/final,b/final"], ["kinds"], ["representation"], draws=0)
+    assert not [key for key in of_seeds if "cka" in key[-1]]  # nothing to compare one model with
     row = found["b/final", "representation", "image_cka_with_a/final"]
     assert 0.5 < row["value"] < 0.999 and row["low"] < row["value"] < row["high"]
     assert found["a/final", "representation", "mmd2_images_with_kinds_p_value"]["value"] > 1 / 201

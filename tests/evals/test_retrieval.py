@@ -140,6 +140,14 @@ def test_images_by_label():
     assert found["map"] == pytest.approx(np.mean(precision))
 
 
+def test_chance_of_images_by_label():
+    """Of 5 others, 2 are right for each of 3 images of a class, 1 for each of 2; one is alone."""
+    found = label_retrieval(np.eye(6, dtype=np.float32), np.array([0, 0, 0, 1, 1, 2]), np.arange(6))
+    assert found.num_units == 5
+    assert found.chance["recall@1"] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5)
+    assert "recall@5" not in found.chance  # of 5 others the best 5 are all
+
+
 def test_images_by_label_ties_are_against_us():
     found = label_retrieval(np.ones((4, 1), np.float32), np.array([0, 0, 1, 1]), np.arange(4))
     assert found.values()["mrr"] == 1 / 3  # after both images of the other class

@@ -326,9 +326,13 @@ def test_comparison_says_better_only_on_the_same_data(sets_dir, tmp_path):
     assert {row["verdict"] for row in found} == {"other data or draws: not comparable"}
 
 
-def test_seeds_are_averaged_with_their_spread(sets_dir):
+def test_seeds_are_averaged_with_their_spread(sets_dir, monkeypatch):
     of_seeds = [scored(None, sets_dir, seed=s)[0] for s in range(3)]
     mean = results.over_seeds(of_seeds, "m")
     for row, *of_one in zip(mean, *of_seeds, strict=True):
         assert row["value"] == pytest.approx(np.mean([one["value"] for one in of_one]))
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
+        assert row["independent"] == (3 if row["replicates"] else 4)  # seeds, of 4 patients
+    monkeypatch.setattr(results, "compare", lambda one, two, groups: (one, str(groups)))
+    for pair in ((mean, of_seeds[0]), (of_seeds[0], mean)):  # as few as the fewer of two have
+        assert {row["verdict"] for row in results.compared(*pair)} == {"3"}

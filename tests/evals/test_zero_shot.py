@@ -61,7 +61,13 @@ def test_accuracy_by_hand():
     # the last one scores 0 for every class: a tie is an error
     assert found.values()["accuracy"] == 2 / 4
     assert found.values()["balanced_accuracy"] == pytest.approx((1 / 3 + 1) / 2)  # no X-ray here
+    # always saying CT is right for 3 of 4; the model says MRI, for 3 of them, and CT
     assert found.chance["accuracy"] == 3 / 4 and found.counts["images"] == 4
+    labels[:] = ["ct", "mri", "ct", "ct", "mri", "none"]
+    found = zero_shot(
+        embedded(np.eye(3)[[0, 0, 0, 0]], [1, 2, 3, 4]), labels, PROMPTS, encode_texts
+    )
+    assert found.chance["accuracy"] == 2 / 4  # though CT is said always
 
 
 def test_the_prompt_file_says_which_class_is_positive():
