@@ -9,10 +9,10 @@ A model is the folder of a run, any checkpoint that jaxclip.load reads, or RUN:r
 a run with random parameters, of 8 seeds: what chance looks like. A,B,C are seeds of one recipe:
 their mean is reported, with an interval over images and seeds. Sets are the run's own datasets,
 --data=DATASET or --set=NAME of evals/declared.py, in --sets_dir/NAME. One that is missing is named
-with the place to get it, one that cannot be read or scored with the reason; the others are scored,
-and the exit code is 2 if any failed. Embeddings are kept by content: a second evaluator, or a
-restart, does not embed again. Writes results.parquet, items.parquet, results.json as sets are done
-and, with --page, index.html.
+with the place to get it, a set or model that cannot be read or scored with the reason; the others
+are scored, and the exit code is 2 if any failed. Embeddings are kept by content: a second
+evaluator, or a restart, does not embed again. Writes results.parquet, items.parquet, results.json
+as sets are done and, with --page, index.html.
 """
 
 import collections
@@ -48,7 +48,7 @@ from jaxclip.evals.representation import MAPS, require_map
 from jaxclip.evals.retrieval import PROTOCOLS
 from jaxclip.evals.sets import EvalSplit, of_dataset, open_set
 from jaxclip.evals.uncertainty import DRAWS
-from jaxclip.evals.zero_shot import load_prompts
+from jaxclip.evals.zero_shot import check_names, load_prompts
 from jaxclip.sharding import ShardingConfig, initialize_distributed, make_mesh
 from jaxclip.start import is_run
 from jaxclip.workdir import environment
@@ -100,12 +100,14 @@ def main(argv: Sequence[str]) -> int | None:
     mesh = make_mesh(ShardingConfig())  # this machine's devices, not those of the run
     for model in _MODEL.value:
         _score(model, splits, epath.Path(_CACHE.value or out / "embeddings"), mesh, report)
+    if report.rows:
+        report.write()  # with what failed last
     if jax.process_index() == 0:
         print(*results.summary(report.rows), *report.lines(), sep="\n")
         if _PAGE.value and report.rows:
-            print("Page:", page.write_page(out, report.rows, report.sections))
+            print("Page:", page.write_page(out, report.rows, report.sections, report.notes()))
     if not report.rows:
-        raise ValueError("No set could be scored: see what was skipped or failed, above.")
+        raise ValueError("Nothing could be scored: see what was skipped or failed, above.")
     return command.EXIT_USER_ERROR if report.failed else None
 
 
@@ -119,6 +121,7 @@ class Report:
     skipped: list[str] = dataclasses.field(default_factory=list)  # what is not there
     failed: list[str] = dataclasses.field(default_factory=list)  # what is there, but wrong
     left_out: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # by set
+    known: dict[str, str] = dataclasses.field(default_factory=dict)  # of sets: before one quotes
     rows: list[results.Row] = dataclasses.field(default_factory=list)
     items: list[pa.Table] = dataclasses.field(default_factory=list)
     across: Across = dataclasses.field(default_factory=Across)
@@ -130,23 +133,35 @@ class Report:
         if not command.is_ours(error):
             logging.exception("%s", what)
 
+    def draw(self, model: str, cache: EmbeddingCache, scored: EvalSplit) -> None:
+        """Adds a model's section on a set to the page; scores do not depend on it."""
+        try:
+            section = page.section(model, cache, scored, self.options.templates, _MAP.value)
+            self.sections.append(section)
+        except Exception as error:
+            self.fail(f"page of {model} on {scored.name}/{scored.split}", error)
+
     def write(self) -> None:
         """What there is so far, in place of what was there."""
         if jax.process_index() == 0:
             about = {"environment": environment(), "skipped": self.skipped, "failed": self.failed}
             about |= {"options": dataclasses.asdict(self.options), "draws": _DRAWS.value}
-            about |= {"missing": _missing_sets(self.left_out)}
+            about |= {"notes": self.known, "missing": _missing_sets(self.left_out)}
             results.write(self.rows, self.items, self.out, about | {"left_out": self.left_out})
 
     def lines(self) -> list[str]:
-        found = [
+        return self.notes() + ([f"Written to {self.out}"] if self.rows else [])
+
+    def notes(self) -> list[str]:
+        """What to know of the scores, and what is not in them and why."""
+        found = [f"Note on {name}: {note}" for name, note in self.known.items()]
+        found += [
             f"Left out of {name}: {n:,} ({why})"
             for name, reasons in self.left_out.items()
             for why, n in reasons.items()
         ]
         found += [f"Skipped: {why}" for why in self.skipped]
-        found += [f"Failed: {why}" for why in self.failed]
-        return found + ([f"Written to {self.out}"] if self.rows else [])
+        return found + [f"Failed: {why}" for why in self.failed]
 
 
 def _score(
@@ -156,7 +171,7 @@ def _score(
     mesh: Mesh,
     report: Report,
 ) -> None:
-    """Adds a model's results to the report, set by set; of several seeds, their mean's."""
+    """Adds a model's results to the report, set by set; of several seeds, the mean of all."""
     options = report.options
     if ":random" in model and "robustness" in options.suite:
         report.skipped.append(f"robustness of {model}: random weights have nothing to lose.")
@@ -165,7 +180,12 @@ def _score(
     seeds = seeds_of(model)
     of_sets: list[list[list[results.Row]]] = [[] for _ in splits]
     for seed, one in enumerate(seeds):
-        cache = EmbeddingCache(load_embedder(one, mesh, _TOKENIZER.value), directory)
+        try:
+            embedder = load_embedder(one, mesh, _TOKENIZER.value)
+        except Exception as error:  # nor does a model that cannot be read take the others
+            report.fail(f"model {one}", error)
+            return
+        cache = EmbeddingCache(embedder, directory)
         step = getattr(cache.embedder, "step", 0)
         name = report.names[one] + (f" step {step}" if step else "")
         for of_splits, of_seeds in zip(splits, of_sets, strict=True):
@@ -178,20 +198,18 @@ def _score(
                 of_seeds.append(
                     results.rows_of(found, **told, identity=scored.identity, draws=_DRAWS.value)
                 )
-                if _PAGE.value and not seed:
-                    report.sections.append(
-                        page.section(name, cache, scored, options.templates, _MAP.value)
-                    )
             except Exception as error:  # whatever is wrong with one set, the others are scored
                 report.fail(f"{name} on {scored.name}/{scored.split}", error)
                 continue
             report.items += results.items_of(found, **told, modality_N=scored.modalities)
             report.skipped += [line for line in nothing if line not in report.skipped]
-            if len(of_seeds) == len(seeds) > 1:
-                of_seeds[:] = [results.over_seeds(of_seeds, name_of_seeds(model, report.names))]
-            if seed == len(seeds) - 1:
-                report.rows += of_seeds[0]
+            if len(of_seeds) == len(seeds):
+                mean_name = name_of_seeds(model, report.names)
+                together = results.over_seeds(of_seeds, mean_name) if seed else of_seeds[0]
+                report.rows += together
                 report.write()
+            if _PAGE.value and not seed:
+                report.draw(name, cache, scored)
 
 
 def _default_out(model: str) -> epath.Path:
@@ -234,6 +252,8 @@ def _open_sets(model: str, report: Report) -> list[dict[str, EvalSplit]]:
             if prompts := DECLARED[name].prompts:
                 load_prompts(prompts, _TEMPLATES.value)  # before anything is embedded
             found.append(open_set(name, DECLARED[name], _SETS_DIR.value or ".", needed, split))
+            if DECLARED[name].note:
+                report.known[name] = DECLARED[name].note
         except FileNotFoundError as error:
             report.skipped.append(str(error))
         except Exception as error:
@@ -259,7 +279,9 @@ def _data_config(model: str) -> tuple[DataConfig, tuple[str, ...]]:
         data.path, data.weights = tuple(_DATA.value), ()
     if not data.path:
         raise ValueError(f"--data is not set, and {model} is no run that has some. Set it.")
-    return data, tuple(_ZERO_SHOT.value) or prompt_files
+    prompt_files = tuple(_ZERO_SHOT.value) or prompt_files
+    check_names(prompt_files)
+    return data, prompt_files
 
 
 def _compare(files: Sequence[str]) -> None:

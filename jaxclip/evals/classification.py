@@ -107,12 +107,12 @@ def multi_label(
 
     share_C = true_NC.mean(axis=0)
     used_C = (share_C > 0) & (share_C < 1)
+    chance = {"auroc": 0.5, "balanced_accuracy": 0.5}
+    if used_C.any():
+        chance["average_precision"] = float(share_C[used_C].mean())
     return Measured(
         name=name, metrics=metrics, num_units=len(true_NC), group_U=group_N,
-        chance={
-            "auroc": 0.5, "balanced_accuracy": 0.5,
-            "average_precision": float(share_C[used_C].mean()),
-        },
+        chance=chance,
         counts={"images": len(true_NC), "classes": num_classes, "classes_scored": used_C.sum()},
     )  # fmt: skip
 

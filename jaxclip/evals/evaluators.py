@@ -24,6 +24,7 @@ from jaxclip.evals.zero_shot import (
     named_templates,
     positive_class,
     prompts_id,
+    prompts_name,
     zero_shot,
 )
 
@@ -118,13 +119,13 @@ def _retrieval(context: Context) -> list[Measured]:
         label_N = target_NC.argmax(axis=1)
         if np.bincount(label_N).max() < 2:
             context.notes.append(
-                f"image_to_image/{file} of {context.scored.name}: each is a class."
+                f"image_to_image/{prompts_name(file)} of {context.scored.name}: each is a class."
             )
             continue
         measured = label_retrieval(
             context.embeddings.image_NE, label_N, np.asarray(context.embeddings.group_N)
         )
-        measured.name += f"/{file}"
+        measured.name += f"/{prompts_name(file)}"
         found.append(measured)
     return found
 
@@ -135,7 +136,8 @@ def _zero_shot(context: Context, embeddings: Embeddings | None = None) -> list[M
         prompts = context.prompts(file)
         measured = zero_shot(
             embeddings or context.embeddings, labels, prompts, context.cache.texts,
-            name=f"zero_shot/{file}", logit_scale=float(context.cache.embedder.logit_scale),
+            name=f"zero_shot/{prompts_name(file)}",
+            logit_scale=float(context.cache.embedder.logit_scale),
         )  # fmt: skip
         measured.method = prompts_id(prompts)
         found.append(measured)
@@ -165,7 +167,7 @@ def _probe(context: Context) -> list[Measured]:
         probed = probe(
             fitted, validation,
             (context.embeddings.image_NE, context.targets(file, context.scored)),
-            np.asarray(context.embeddings.group_N), file,
+            np.asarray(context.embeddings.group_N), prompts_name(file),
             "negative_templates" in context.prompts(file), positive_class(context.prompts(file)),
         )  # fmt: skip
         for measured in probed:

@@ -20,10 +20,10 @@ from jaxclip.data.image import decode_image, resize
 from jaxclip.evals.base import Embeddings
 from jaxclip.evals.classification import predictions, softmax
 from jaxclip.evals.embed import EmbeddingCache, embed_set
-from jaxclip.evals.representation import plane
+from jaxclip.evals.representation import MAPS, plane
 from jaxclip.evals.results import Row, shown
 from jaxclip.evals.sets import EvalSplit
-from jaxclip.evals.zero_shot import class_scores, load_prompts
+from jaxclip.evals.zero_shot import class_scores, load_prompts, prompts_name
 
 EXAMPLES, NEAREST, MAPPED = 8, 5, 500
 THUMBNAIL = 120  # pixels
@@ -36,7 +36,7 @@ h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 3rem; border-bottom: 1px solid 
 table { border-collapse: collapse } td, th { padding: .2rem .6rem; text-align: left }
 .results { font-variant-numeric: tabular-nums; white-space: nowrap; font-size: 14px }
 .scroll { overflow-x: auto }
-.results tr:nth-child(even) { background: #f5f6f8 }
+.results tr:nth-child(even) { background: #f5f6f8 } .method { color: #667; font-size: 12px }
 figure { display: inline-block; margin: .3rem; width: 130px; vertical-align: top }
 figcaption { font-size: 12px; overflow-wrap: anywhere } img { display: block; max-width: 120px }
 .example { border-top: 1px solid #ddd; padding: .6rem 0; display: flex; gap: 1rem }
@@ -62,12 +62,16 @@ def section(
     return "".join(parts)
 
 
-def write_page(out: epath.Path, rows: Sequence[Row], sections: Sequence[str]) -> epath.Path:
-    """Writes OUT/index.html: tables of results, then the sections."""
+def write_page(
+    out: epath.Path, rows: Sequence[Row], sections: Sequence[str], notes: Sequence[str] = ()
+) -> epath.Path:
+    """Writes OUT/index.html: tables of results, what was left out of them, then the sections."""
+    told = "".join(f"<li>{_text(note)}" for note in notes)
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><title>jaxclip evaluation</title>"
         "<meta name=viewport content='width=device-width'>"
-        f"<style>{STYLE}</style><body><h1>Evaluation</h1>{_results(rows)}{''.join(sections)}"
+        f"<style>{STYLE}</style><body><h1>Evaluation</h1>{_results(rows)}<ul>{told}</ul>"
+        f"{''.join(sections)}"
         "</body></html>"
     )
     write_atomically(out / "index.html", page)
@@ -99,7 +103,8 @@ def _results(rows: Sequence[Row]) -> str:
 def _by_model(rows: Sequence[Row]) -> str:
     models = list(dict.fromkeys(row["model"] for row in rows))
     heads = "".join(f"<th>{_text(model)}" for model in models)
-    lines, before = [], ""
+    lines: list[str] = []
+    started: collections.Counter[str] = collections.Counter()  # lines of an evaluator so far
     for evaluator, metric in dict.fromkeys((row["evaluator"], row["metric"]) for row in rows):
         found = {
             r["model"]: r for r in rows if (r["evaluator"], r["metric"]) == (evaluator, metric)
@@ -110,9 +115,10 @@ def _by_model(rows: Sequence[Row]) -> str:
         )
         chance = "" if one["chance"] is None else f"{one['chance']:.4f}"
         units = f"{one['units']:,} in {one['groups']:,}"
-        first = f"<td>{_text(evaluator)}" if evaluator != before else "<td class=again>"
+        head = (f"<td>{_text(evaluator)}", f"<td class=method>{_text(one['method'])}", "<td>")
+        first = head[min(started[evaluator], 2)]
         lines.append(f"<tr>{first}<td>{_text(metric)}{cells}<td>{chance}<td>{units}")
-        before = evaluator
+        started[evaluator] += 1
     return (
         f"<div class=scroll><table class=results><tr><th>Evaluator<th>Metric{heads}<th>Chance"
         f"<th>Units in groups{''.join(lines)}</table></div>"
@@ -180,19 +186,28 @@ def _short(caption: str, chars: int = 200) -> str:
     return caption if len(caption) <= chars else caption[: chars - 1] + "…"
 
 
-def _neighbours(embeddings: Embeddings, split: EvalSplit) -> str:
+def _classes(split: EvalSplit) -> list[str] | None:
+    """Of each image, by the first prompt file; None: not known, or several findings an image."""
     label_N = next(iter(split.labels.values()), None)
-    lines = []
+    if label_N is None or any(isinstance(label, tuple) for label in label_N):
+        return None
+    return [str(label) for label in label_N]
+
+
+def _neighbours(embeddings: Embeddings, split: EvalSplit) -> str:
+    class_N, lines = _classes(split), []
+    label_N = next(iter(split.labels.values()), None)
+    name_N = [""] * len(embeddings.image_NE)
+    if label_N is not None:
+        name_N = class_N or [", ".join(label) or "no finding" for label in label_N]
     for query in _spread(len(embeddings.image_NE)):
         score_N = embeddings.image_NE @ embeddings.image_NE[query]
         score_N[query] = -np.inf
         near = np.argsort(-score_N, kind="stable")[:NEAREST]
-        name = "" if label_N is None else label_N[query]
-        pictures = [_picture(split, query, f"query {name}")]
+        pictures = [_picture(split, query, f"query {name_N[query]}")]
         for j in near:
-            other = "" if label_N is None else label_N[j]
-            mark = "" if label_N is None else "right" if other == name else "wrong"
-            pictures.append(_picture(split, j, f"{score_N[j]:.3f} {other}", mark))
+            mark = "" if class_N is None else "right" if class_N[j] == class_N[query] else "wrong"
+            pictures.append(_picture(split, j, f"{score_N[j]:.3f} {name_N[j]}", mark))
         lines.append(f"<div class=example>{''.join(pictures)}</div>")
     return f"<h3>Nearest neighbours</h3>{''.join(lines)}"
 
@@ -215,7 +230,7 @@ def _confusions(embeddings, split, file, prompts, cache) -> str:
         for i in worst
     ]  # fmt: skip
     return (
-        f"<h3>Zero-shot: {_text(file)}</h3>{_matrix(confusion_CC, classes)}"
+        f"<h3>Zero-shot: {_text(prompts_name(file))}</h3>{_matrix(confusion_CC, classes)}"
         f"<h3>Hardest confusions</h3>{''.join(pictures) or 'None: every image was right.'}"
     )
 
@@ -252,9 +267,10 @@ def _matrix(confusion_CC: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _map(embeddings: Embeddings, split: EvalSplit, method: str) -> str:
-    """Images as discs and texts as rings, in the colours of their imaging modality if it is known.
+    """Images as discs and texts as rings, in the colours of their imaging modality or class.
 
-    t-SNE or UMAP; principal components where scikit-learn is not installed.
+    Where neither is known, in one colour each. t-SNE or UMAP; principal components where
+    scikit-learn is not installed.
     """
     chosen = np.linspace(0, len(embeddings.image_NE) - 1, min(MAPPED, len(embeddings.image_NE)))
     chosen = np.unique(chosen.astype(int))
@@ -263,16 +279,17 @@ def _map(embeddings: Embeddings, split: EvalSplit, method: str) -> str:
     sides = ["image"] if split.captions is None else ["image", "text"]
     both = np.concatenate([getattr(embeddings, f"{side}_NE")[chosen] for side in sides])
     kinds = [f"{side}s" for side in sides for _ in chosen]
-    if split.modalities is not None:
-        kinds = [str(split.modalities[i]) for i in chosen] * len(sides)
+    of_N = _classes(split) if split.modalities is None else split.modalities
+    if of_N is not None:
+        kinds = [str(of_N[i]) for i in chosen] * len(sides)
     try:
-        points, drawn_by = plane(both, method), method
+        points, drawn_by = plane(both, method), MAPS[method].name
     except ValueError:
         centered = both - both.mean(axis=0)
         points = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
-        drawn_by = f"principal components ({method} is not installed)"
+        drawn_by = f"principal components ({MAPS[method].library} is not installed)"
     return (
-        f"<h3>Map of the embeddings: {drawn_by}; texts are rings</h3>"
+        f"<h3>Map of the embeddings: {drawn_by}{'; texts are rings' if len(sides) > 1 else ''}</h3>"
         f"{_scatter(points, kinds, [side == 'text' for side in sides for _ in chosen])}"
     )
 

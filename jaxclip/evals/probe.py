@@ -19,6 +19,7 @@ from scipy.special import expit
 
 from jaxclip.evals.base import Measured
 from jaxclip.evals.classification import multi_label, single_label
+from jaxclip.evals.retrieval import SCORES
 
 STRENGTHS = tuple(10.0**p for p in range(-1, -8, -1))  # of l2 beside the MEAN loss: 1 / (C N)
 SHOTS = (1, 2, 4, 8, 16)
@@ -105,9 +106,10 @@ def few_shot_indices(target_NC: np.ndarray, shots: int, seed: int) -> np.ndarray
     return np.unique(np.concatenate(chosen))
 
 
-def neighbour_shares(train_NE, target_NC, test_NE, chunk: int = 1024) -> np.ndarray:
+def neighbour_shares(train_NE, target_NC, test_NE) -> np.ndarray:
     """Share [N, C] of the nearest training images with a class, weighted by exp(cosine / 0.07)."""
     neighbours = min(NEIGHBOURS, len(train_NE))
+    chunk = max(8, min(1024, SCORES // len(train_NE)))
     train, target = jnp.asarray(train_NE), jnp.asarray(target_NC, jnp.float32)
 
     @jax.jit

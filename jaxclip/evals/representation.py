@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,17 @@ from jaxclip.evals.base import Measured
 
 SAMPLES = 2000  # of each side at most: kernels are quadratic
 PROJECTED = 64  # principal components of both samples together that discrepancies are measured in
-Scores = dict[str, float]
-MAPS = {"tsne": ("sklearn", "eval"), "umap": ("umap", "umap")}  # library, extra that has it
 MODALITY_IMAGES = 20  # a modality with fewer has no discrepancy
+Scores = dict[str, float]
+
+
+class _Map(NamedTuple):
+    name: str
+    library: str
+    extra: str  # that has the library
+
+
+MAPS = {"tsne": _Map("t-SNE", "sklearn", "eval"), "umap": _Map("UMAP", "umap", "umap")}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -232,6 +241,6 @@ def plane(x_NE: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
 
 def require_map(method: str) -> None:
     """Raises ValueError: the library that draws this map is not installed."""
-    library, extra = MAPS[method]
+    name, library, extra = MAPS[method]
     if importlib.util.find_spec(library) is None:
-        raise ValueError(f"A {method} picture needs {library}: pip install 'jaxclip[{extra}]'.")
+        raise ValueError(f"A {name} picture needs {library}: pip install 'jaxclip[{extra}]'.")

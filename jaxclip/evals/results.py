@@ -212,16 +212,21 @@ def shown(row: Row, chance: bool = True) -> str:
     """`0.8312 [0.7990, 0.8601] (chance 0.1667)`."""
     if row["replicates"] is None and float(row["value"]).is_integer():
         return f"{int(row['value']):,}"
-    small = 0 < abs(row["value"]) < 1e-4
-    text = f"{row['value']:.1e}" if small else f"{row['value']:.4f}"
+    small = 1e-12 < abs(row["value"]) < 1e-4  # below that it is rounding
+    text = f"{row['value']:.1e}" if small else _four(row["value"])
     if row["low"] is not None:
-        text += f" [{row['low']:.4f}, {row['high']:.4f}]"
+        text += f" [{_four(row['low'])}, {_four(row['high'])}]"
     elif row["replicates"]:
         undefined = f"undefined in {row['undefined']:,} of {len(row['replicates']):,} draws"
         text += f" [no interval: {undefined if row['undefined'] else 'too few groups'}]"
     if chance and row["chance"] is not None:
         text += f" (chance {row['chance']:.4f})"
     return text
+
+
+def _four(value: float) -> str:
+    """Four decimals; 0.0000 and never -0.0000."""
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def compared(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:

@@ -84,8 +84,9 @@ def label_retrieval(image_NE: np.ndarray, label_N: np.ndarray, group_N: np.ndarr
     assert len(queries), "no class has two images"
     rank_Q, ap_Q = [], []
     on_device_NE, on_device_N = jnp.asarray(image_NE), jnp.asarray(label_N)
-    for start in range(0, len(queries), 256):
-        rows = queries[start : start + 256]
+    chunk = max(8, min(256, SCORES // len(image_NE)))
+    for start in range(0, len(queries), chunk):
+        rows = queries[start : start + chunk]
         rank, ap = _label_ranks(on_device_NE, on_device_N, jnp.asarray(rows))
         rank_Q.append(np.asarray(rank))
         ap_Q.append(np.asarray(ap))
@@ -287,14 +288,19 @@ def _own_ranks(query_qE, target_NE, start):
 
 @jax.jit
 def _label_ranks(image_NE, label_N, query_q):
-    """Rank of the best right image and average precision of each query."""
+    """Rank of the best right image and average precision of each query.
+
+    One number an image is sorted, which is five times as fast as two: the score in steps of 2^-29,
+    which loses nothing above 1/64, and in the last bit whether the image is right. Of equal scores
+    the wrong one comes first.
+    """
     score_qN = jnp.matmul(image_NE[query_q], image_NE.T, precision="highest")
     right_qN = label_N[query_q][:, None] == label_N
+    steps_qN = jnp.round(jnp.where(right_qN, score_qN - TIE, score_qN) * 2**29).astype(jnp.int32)
     itself_qN = query_q[:, None] == jnp.arange(len(label_N))
-    score_qN = jnp.where(right_qN, score_qN - TIE, score_qN)
-    score_qN = jnp.where(itself_qN, -jnp.inf, score_qN)  # last, and not right
-    keys = (-score_qN, (right_qN & ~itself_qN).astype(jnp.int32))
-    _, right_qN = jax.lax.sort(keys, dimension=1, num_keys=2)
+    last = jnp.iinfo(jnp.int32).max - 1  # and not right
+    key_qN = jnp.where(itself_qN, last, -2 * steps_qN + right_qN)
+    right_qN = jnp.sort(key_qN, axis=1) & 1
     nth_qN = jnp.cumsum(right_qN, axis=1)
     position_N = jnp.arange(1, len(label_N) + 1)
     precision_qN = jnp.where(right_qN == 1, nth_qN / position_N, 0)

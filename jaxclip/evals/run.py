@@ -64,7 +64,7 @@ class MeshEmbedder:
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         return self._in_batches(
-            len(texts), lambda rows: self._encode_texts([texts[i] for i in rows]), self._text
+            len(texts), lambda rows: self._encode_texts([texts[int(i)] for i in rows]), self._text
         )
 
     def _in_batches(self, count: int, prepare: Callable, encode: Callable) -> np.ndarray:

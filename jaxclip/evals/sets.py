@@ -23,6 +23,7 @@ from jaxclip.data.subset import dataset_name
 from jaxclip.data.text import choose_text
 from jaxclip.data.tfds import TfdsDataset
 from jaxclip.evals.readers import Layout, LazyImages, rows
+from jaxclip.evals.tables import listed
 from jaxclip.evals.zero_shot import check_labels, load_prompts
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
@@ -95,8 +96,7 @@ def of_dataset(
         labels = {}
         for file in prompt_files:
             prompts = load_prompts(file, templates)
-            column = prompts["label_column"]
-            labels[file] = dataset.columns([column])[column].to_numpy()[positions]
+            labels[file] = dataset_labels(dataset, prompts)[positions]
             check_labels(labels[file], prompts)
         has_modality = "modality" in dataset.column_names
         modality = dataset.columns(["modality"])["modality"] if has_modality else None
@@ -115,6 +115,22 @@ def of_dataset(
             )
         )
     return found
+
+
+def dataset_labels(dataset: Dataset | TfdsDataset, prompts: Mapping[str, Any]) -> np.ndarray:
+    """Labels of all records as prompt files have them: texts; of findings, tuples of texts.
+
+    Findings stand in the column as a list, or as a text, `a|b` or `["a", "b"]`; none is ().
+    """
+    column = dataset.columns([prompts["label_column"]]).columns[0].to_pylist()
+    if "negative_templates" in prompts:
+        several = [
+            listed(value or "") if isinstance(value, str | None) else value for value in column
+        ]
+        column = [tuple(str(one) for one in found if one != "") for found in several]
+    labels = np.empty(len(column), object)
+    labels[:] = [str(one) if isinstance(one, int) else one for one in column]
+    return labels
 
 
 def _records(dataset: Dataset | TfdsDataset, positions: np.ndarray) -> LazyImages:

@@ -1,6 +1,7 @@
 """Evaluation while training: a split of the run's own datasets, and public sets."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 
 import jax
@@ -18,8 +19,8 @@ from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.run import MeshEmbedder
-from jaxclip.evals.sets import open_set
-from jaxclip.evals.zero_shot import check_labels, load_prompts, zero_shot
+from jaxclip.evals.sets import dataset_labels, open_set
+from jaxclip.evals.zero_shot import check_labels, check_names, load_prompts, prompts_name, zero_shot
 from jaxclip.models import clip
 
 Scores = dict[str, float]
@@ -31,6 +32,7 @@ def make_evaluate(
 ) -> Evaluate | None:
     """The function from parameters to scores, named SPLIT/[DATASET/]EVALUATOR/METRIC.
 
+    Of public sets also SPLIT/DATASET/left_out/REASON, images that are not scored.
     DATASET is the name of a public set, or of one of the run's own, if it has several. None if
     nothing is to be scored.
 
@@ -62,7 +64,10 @@ def _of_sets(config: EvalConfig, embedder: MeshEmbedder) -> Callable[[], Scores]
         scores = {}
         for name, opened in zip(config.sets, sets, strict=True):
             found, _ = evaluate_split(cache, opened, split, SuiteOptions())
-            scores |= {f"{split}/{name}/{key}": value for key, value in flat(found).items()}
+            told = flat(found)
+            for reason, number in opened[split].left_out.items():
+                told["left_out/" + re.sub(r"\W+", "_", reason)] = number
+            scores |= {f"{split}/{name}/{key}": value for key, value in told.items()}
         return scores
 
     return evaluate
@@ -72,10 +77,10 @@ def _of_own_split(
     config: TrainConfig, inputs: clip.Inputs, tokenizer: Tokenizer, embedder: MeshEmbedder
 ) -> Callable[[], Scores]:
     sources = open_sources(config.data, config.eval.split)
-    prompts = [(epath.Path(p).stem, load_prompts(p)) for p in config.eval.zero_shot]
+    check_names(config.eval.zero_shot)
+    prompts = [(prompts_name(file), load_prompts(file)) for file in config.eval.zero_shot]
     labels = [  # of each source, by prompt file
-        [source.dataset.columns([p["label_column"]]).columns[0].to_numpy() for _, p in prompts]
-        for source in sources
+        [dataset_labels(source.dataset, p) for _, p in prompts] for source in sources
     ]
     for source, source_labels in zip(sources, labels, strict=True):
         for (_, p), label_N in zip(prompts, source_labels, strict=True):

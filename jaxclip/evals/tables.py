@@ -132,10 +132,14 @@ def _label(table: Table, line: Row) -> Any:
         value = {name: str(line[name]).strip().removesuffix(".0") for name in columns}
         found = [n for n, v in value.items() if v == "1" or (v == "-1" and n in table.unsure)]
         return tuple(found) if table.findings else "".join(found[:1])
-    if table.findings_list:  # of an empty list, ("",)
-        text = str(line[table.findings_list] or "")
-        return tuple(part.strip(" '\"[]") for part in re.split(r"[|,;]", text))
+    if table.findings_list:
+        return listed(str(line[table.findings_list] or ""))
     return str(line[table.label]).strip() if table.label else ""
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """`a|b`, `a, b`, `['a', 'b']` -> ("a", "b"); of an empty list, ("",)."""
+    return tuple(part.strip(" '\"[]") for part in re.split(r"[|,;]", text))
 
 
 def _lines(file: Path, pattern: str = "") -> Iterator[Row]:

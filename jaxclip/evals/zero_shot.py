@@ -6,17 +6,19 @@ A prompt file is JSON:
      "templates": ["an image of {}.", ...], "classes": {label: [names], ...}}
 
 With "negative_templates" (["no {}."]) the set is multi-label: each class is a finding that is there
-or not, and an image's label a set of them. Of two classes "positive" is the label of the one that
-is looked for; without it, the second. "children" are more special labels {finding: [labels]} that
-say that a finding is there. prompts/_templates.json has other templates by name.
+or not, and an image's label a list of them (sets.dataset_labels). Of two classes "positive" is the
+label of the one that is looked for; without it, the second. "children" are more special labels
+{finding: [labels]} that say that a finding is there. prompts/_templates.json has other templates by
+name.
 
 Shape letters: N records, C classes, E embedding.
 """
 
+import collections
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,8 +40,7 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
         their sets, chest X-rays too. A file by path keeps its class names.
     Raises:
       FileNotFoundError: names the files there are.
-      ValueError: the file lacks a field, or a template has no {}; no templates of this name, or
-        not for this file.
+      ValueError: the file is not as above; no templates of this name, or not for this file.
     """
     path = epath.Path(name_or_path)
     if not name_or_path.endswith(".json"):
@@ -47,18 +48,46 @@ def load_prompts(name_or_path: str, templates: str = "") -> dict[str, Any]:
     if not path.exists():
         ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("[!_]*.json")))
         raise FileNotFoundError(f"{path} is no prompt file. Give a path to one, or a name: {ours}.")
-    prompts = json.loads(path.read_text())
-    for field in ("label_column", "templates", "classes"):
-        if not prompts.get(field):
-            raise ValueError(f"{path} lacks the field {field!r}.")
-    if prompts.get("positive", next(iter(prompts["classes"]))) not in prompts["classes"]:
-        raise ValueError(f"{path}: positive ({prompts['positive']!r}) must be one of its classes.")
+    try:
+        prompts = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    _check(path, prompts)
     if templates:
         _choose(templates, name_or_path, prompts)
-    for template in prompts["templates"] + prompts.get("negative_templates", []):
-        if "{}" not in template:
-            raise ValueError(f"{path}: the template {template!r} must have {{}} for the name.")
     return prompts
+
+
+def _check(path: epath.Path, prompts: Any) -> None:
+    """Raises ValueError: a prompt file is not as in the module's docstring."""
+    for field in ("label_column", "templates", "classes"):
+        if not isinstance(prompts, dict) or not prompts.get(field):
+            raise ValueError(f"{path} lacks the field {field!r}.")
+    for field in ("templates", "negative_templates"):
+        templates = prompts.get(field, [])
+        if not _is_texts(templates):
+            raise ValueError(f"{path}: {field} ({templates!r}) must be a list of texts.")
+        for template in templates:
+            if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
+                raise ValueError(
+                    f"{path}: the template {template!r} must have one {{}}, for the name, and no "
+                    "other braces."
+                )
+    least = 1 if "negative_templates" in prompts else 2
+    if not isinstance(prompts["classes"], dict) or len(prompts["classes"]) < least:
+        raise ValueError(f"{path}: classes must be {{label: [names], ...}}, of {least} or more.")
+    for label, names in prompts["classes"].items():
+        if not names or not _is_texts(names):  # of a text, each letter would be a name
+            raise ValueError(
+                f"{path}: the names of the class {label!r} ({names!r}) must be a list of texts, at "
+                "least one."
+            )
+    if prompts.get("positive", next(iter(prompts["classes"]))) not in prompts["classes"]:
+        raise ValueError(f"{path}: positive ({prompts['positive']!r}) must be one of its classes.")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
@@ -90,6 +119,21 @@ def _choose(choice: str, file: str, prompts: dict[str, Any]) -> None:
 def classes_of(name: str) -> tuple[str, ...]:
     """Labels of a prompt file: the names of the columns, where a table has one a class."""
     return tuple(load_prompts(name)["classes"])
+
+
+def prompts_name(file: str) -> str:
+    """`"mednist"`, `"a/mine.json"` -> mednist, mine: what its scores are called, wherever it is."""
+    return epath.Path(file).stem
+
+
+def check_names(files: Sequence[str]) -> None:
+    """Raises ValueError: scores of two prompt files would have one name."""
+    names = collections.Counter(map(prompts_name, files))
+    for name, often in names.items():
+        if often > 1:
+            raise ValueError(
+                f"zero_shot ({', '.join(files)}) has {often} prompt files named {name}: rename one."
+            )
 
 
 def positive_class(prompts: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ the angle 90 degrees x contrast, up to 90; a text `angle 45` has 45 degrees.
 """
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,8 +17,10 @@ from absl.testing import flagsaver
 
 from jaxclip import evaluate
 from jaxclip.data.image import decode_image
-from jaxclip.evals import results
+from jaxclip.data.record import split_of
+from jaxclip.evals import probe, results
 from jaxclip.evals.declared import DECLARED
+from jaxclip.evals.probe import few_shot_indices
 from jaxclip.evals.readers import Table
 from jaxclip.evals.robustness import CORRUPTIONS
 from jaxclip.evals.sets import Declaration
@@ -136,21 +139,46 @@ def test_retrieval_with_studies_by_either_protocol(sets):
 def test_the_probe_is_chosen_on_validation_images(sets):
     """Their labels contradict those of training and test: the strongest regularisation is best."""
     _, found = run(suite=["probe"])
-    assert found["final", f"linear_probe/{sets}/plane.json/all", "l2"]["value"] == 0.1
-    assert found["final", f"linear_probe/{sets}/plane.json/all", "training_images"]["value"] == 27
+    assert found["final", "linear_probe/plane/all", "l2"]["value"] == 0.1
+    assert found["final", "linear_probe/plane/all", "training_images"]["value"] == 27
     for split in ("train", "all"):
         with pytest.raises(ValueError, match=f"--split={split} with --suite=probe would score"):
             run(suite=["probe"], split=split)
 
 
+def test_few_shots_are_chosen_on_as_few_validation_images(sets, monkeypatch):
+    asked = []
+
+    def indices(target_NC, shots, seed):
+        asked.append(shots)
+        return few_shot_indices(target_NC, shots, seed)
+
+    monkeypatch.setattr(probe, "few_shot_indices", indices)
+    run(suite=["probe"], draws=0)
+    # of the training images and of the validation images, by turns
+    pairs = set(zip(asked[::2], asked[1::2], strict=True))
+    assert pairs == {(1, 1), (2, 2), (4, 4), (8, 4), (16, 4)}
+
+
+def test_without_validation_images_some_training_images_are_held(sets, monkeypatch):
+    table(
+        sets / "two", ["image", "label", "patient", "split"], [k for k in KINDS if k[3] != "valid"]
+    )
+    monkeypatch.setitem(DECLARED, "two", DECLARED["kinds"])
+    _, found = run(sets=["two"], suite=["probe"], draws=0)
+    held = [k for k in KINDS if k[3] == "train" and split_of(k[2], (0.8, 0.2, 0)) != "train"]
+    trained = found["final", "linear_probe/plane/all", "training_images"]["value"]
+    assert trained == 27 - len(held) and 2 < len(held) < 12
+
+
 def test_severities_are_worse_and_worse(sets):
     _, found = run(suite=["robustness"])
-    key = "final", f"robustness/contrast/zero_shot/{sets}/plane.json"
+    key = "final", "robustness/contrast/zero_shot/plane"
     accuracy = [found[*key, f"accuracy_severity_{s}"]["value"] for s in range(6)]
     # contrast 127 is above 32, where A ends, if 0.3 of it is left; 90 if 0.4 is
     np.testing.assert_allclose(accuracy, np.array([5, 5, 4, 3, 3, 3]) / 6)
     assert found[*key, "accuracy_mean_relative_drop"]["value"] == pytest.approx(0.28)
-    name = f"zero_shot/{sets}/plane.json", "accuracy_mean_relative_drop"
+    name = "zero_shot/plane", "accuracy_mean_relative_drop"
     drops = [
         found["final", f"robustness/{change}/{name[0]}", name[1]]["value"] for change in CORRUPTIONS
     ]
@@ -170,6 +198,8 @@ def test_models_of_one_name_and_what_is_between_them_and_their_sets(sets):
     assert {model for model, *_ in found} == {"a/final", "b/final"}
     cka = [key for key in found if "cka" in key[-1]]
     assert {key[0] for key in cka} == {"b/final"}
+    _, of_seeds = run(["a/final,b/final"], ["kinds"], ["representation"], draws=0)
+    assert not [key for key in of_seeds if "cka" in key[-1]]  # nothing to compare one model with
     row = found["b/final", "representation", "image_cka_with_a/final"]
     assert 0.5 < row["value"] < 0.999 and row["low"] < row["value"] < row["high"]
     assert found["a/final", "representation", "mmd2_images_with_kinds_p_value"]["value"] > 1 / 201
@@ -178,21 +208,52 @@ def test_models_of_one_name_and_what_is_between_them_and_their_sets(sets):
 def test_one_bad_set_does_not_take_the_others(sets, monkeypatch, capsys):
     table(sets / "odd", ["image", "label", "patient", "split"], [(1, "C", "p", "test")])
     monkeypatch.setitem(DECLARED, "odd", DECLARED["kinds"])
+    noted = dataclasses.replace(DECLARED["kinds"], note="Slices repeat.")
+    monkeypatch.setitem(DECLARED, "kinds", noted)
     code, found = run(sets=["odd", "bach", "kinds"])
     assert code == 2 and found["final", "zero_shot", "accuracy"]["value"] == pytest.approx(5 / 6)
     told = capsys.readouterr().out
     assert "Failed: set odd: column 'label' has the labels ['C']" in told
-    assert "Skipped: BACH" in told
+    assert "Skipped: BACH" in told and "Note on kinds: Slices repeat." in told
     about = json.loads((sets / "out/results.json").read_text())
     assert len(about["failed"]) == len(about["skipped"]) == 1
     # nothing could be scored: what was there stays
-    with pytest.raises(ValueError, match="No set could be scored"):
+    with pytest.raises(ValueError, match="Nothing could be scored"):
         run(sets=["odd"])
     assert json.loads((sets / "out/results.json").read_text()) == about
 
 
+def test_one_bad_model_does_not_take_the_others(sets, monkeypatch, capsys):
+    def load(model, *_):
+        if "bad" in model:
+            raise FileNotFoundError(f"{model} does not exist.")
+        return Plane(1)
+
+    monkeypatch.setattr(evaluate, "load_embedder", load)
+    # of seeds all are needed: the mean of those that are left would go by another name
+    code, found = run(["bad", "a,bad_seed", "good", "b,c"])
+    assert code == 2 and {model for model, *_ in found} == {"good", "b,c (2 seeds)"}
+    told = capsys.readouterr().out
+    assert "Failed: model bad: bad does not exist." in told
+    assert "Failed: model bad_seed: " in told
+
+    def section(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(evaluate.page, "section", section)
+    code, found = run(["good", "bad"], page=True)  # without its pictures a model has its scores
+    assert code == 2 and found["good", "zero_shot", "accuracy"]["value"] == pytest.approx(5 / 6)
+    about = json.loads((sets / "out/results.json").read_text())
+    assert [why.partition(":")[0] for why in about["failed"]] == [
+        "page of good on kinds/test",
+        "model bad",
+    ]
+    with pytest.raises(ValueError, match="Nothing could be scored"):
+        run(["bad"])
+
+
 def test_a_set_without_the_split_that_is_asked_for_names_those_it_has(sets, capsys):
-    with pytest.raises(ValueError, match="No set could be scored"):
+    with pytest.raises(ValueError, match="Nothing could be scored"):
         run(sets=["pairs"], split="validation")
     assert "pairs has no validation split. It has: test (4)." in capsys.readouterr().out
 

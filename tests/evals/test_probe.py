@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclip.evals import probe as probe_lib
 from jaxclip.evals.classification import softmax
 from jaxclip.evals.probe import (
     STRENGTHS,
@@ -67,6 +68,19 @@ def test_neighbours_vote():
     target = np.eye(2)[[0, 0, 1, 1]]
     near, opposite = neighbour_shares(train, target, -train[[3, 0]])
     assert near.argmax() == 0 and opposite.argmax() == 1
+
+
+def test_neighbours_vote_whatever_the_chunks(monkeypatch):
+    """At most SCORES of them at a time, however many training images there are."""
+    train, target = clusters(0, 200)
+    test, _ = clusters(1, 30)
+    cosine = test.astype(float) @ train.T.astype(float)
+    near = np.argsort(-cosine)[:, :20]
+    weight = np.exp(np.take_along_axis(cosine, near, 1) / 0.07)
+    by_hand = (weight[..., None] * target[near]).sum(1) / weight.sum(1)[:, None]
+    for scores in (200 * 8, 1 << 25):
+        monkeypatch.setattr(probe_lib, "SCORES", scores)
+        np.testing.assert_allclose(neighbour_shares(train, target, test), by_hand, atol=1e-5)
 
 
 def test_a_whole_probe():

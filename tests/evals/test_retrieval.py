@@ -140,9 +140,37 @@ def test_images_by_label():
     assert found["map"] == pytest.approx(np.mean(precision))
 
 
+def test_chance_of_images_by_label():
+    """Of 5 others, 2 are right for each of 3 images of a class, 1 for each of 2; one is alone."""
+    found = label_retrieval(np.eye(6, dtype=np.float32), np.array([0, 0, 0, 1, 1, 2]), np.arange(6))
+    assert found.num_units == 5
+    assert found.chance["recall@1"] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5)
+    assert "recall@5" not in found.chance  # of 5 others the best 5 are all
+
+
 def test_images_by_label_ties_are_against_us():
     found = label_retrieval(np.ones((4, 1), np.float32), np.array([0, 0, 1, 1]), np.arange(4))
     assert found.values()["mrr"] == 1 / 3  # after both images of the other class
+
+
+@pytest.mark.parametrize("scores_at_a_time", [1, 1 << 25])  # 8 queries at a time; all
+def test_images_by_label_equal_sorting_in_float64(scores_at_a_time, monkeypatch):
+    monkeypatch.setattr(retrieval_lib, "SCORES", scores_at_a_time)
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(60, 8))
+    image[40:50], image[50:] = image[:10], -image[:10]  # cosines of 1 and -1
+    image = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
+    label = rng.integers(0, 5, 60)
+    found = label_retrieval(image, label, np.arange(60))
+    reciprocal, average = [], []
+    for i in range(60):
+        right = np.delete(label == label[i], i)
+        score = np.delete(image.astype(float) @ image[i].astype(float), i) - 1e-6 * right
+        places = 1 + np.flatnonzero(right[np.argsort(-score)])
+        reciprocal.append(1 / places[0])
+        average.append((np.arange(1, 1 + len(places)) / places).mean())
+    np.testing.assert_allclose(found.items["mrr"], reciprocal, rtol=1e-6)
+    np.testing.assert_allclose(found.items["map"], average, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_targets", [1, 4, 6])

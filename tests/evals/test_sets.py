@@ -17,13 +17,14 @@ import simplejpeg
 from jax.experimental import multihost_utils
 
 from jaxclip.data.record import hash64
+from jaxclip.evals import page as page_lib
 from jaxclip.evals import results
 from jaxclip.evals.declared import DECLARED
-from jaxclip.evals.embed import EmbeddingCache
+from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.page import section, write_page
 from jaxclip.evals.readers import Folders, Npz, Parquet, Tfds, rows
-from jaxclip.evals.sets import Declaration, open_set
+from jaxclip.evals.sets import Declaration, dataset_labels, open_set
 from jaxclip.evals.tables import Table
 
 LABELS = ("CHEST", "ABD", "HEAD")
@@ -217,6 +218,25 @@ def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=
     ), embedder, cache, splits["test"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("column", "several", "expected"),
+    [
+        ([0, 1], False, ["0", "1"]),  # numbers as the texts that JSON's labels are
+        (["ct", None], False, ["ct", None]),  # check_labels names what is missing
+        (["a|b", "", None], True, [("a", "b"), (), ()]),
+        (['["a", "b"]', "[]", "a"], True, [("a", "b"), (), ("a",)]),  # as data_pipelines.table
+        ([["a", "b"], [], None], True, [("a", "b"), (), ()]),
+    ],
+)
+def test_labels_of_a_dataset_are_those_of_prompt_files(column, several, expected):
+    class Table:
+        def columns(self, names):
+            return pa.table({names[0]: column})
+
+    prompts = {"label_column": "x"} | ({"negative_templates": ["no {}"]} if several else {})
+    assert dataset_labels(Table(), prompts).tolist() == expected
+
+
 def test_embeddings_are_kept_by_content(sets_dir, tmp_path):
     _, first, *_ = scored(tmp_path / "kept", sets_dir)
     rows_again, again, *_ = scored(tmp_path / "kept", sets_dir)
@@ -263,12 +283,25 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
     assert len(results.read(out)) == len(found)
     split.captions[0] = "<script>alert(1)</script>"
     split.modalities = np.array(["CT", "MRI<"] * 5 + ["US"], object)
-    page = write_page(out, found, [section("m", cache, split)]).read_text()
+    notes = ["Left out of <toy>: 3 (no image file)"]
+    page = write_page(out, found, [section("m", cache, split)], notes).read_text()
+    assert "<li>Left out of &lt;toy&gt;: 3" in page and "class=method>protocol all_right" in page
     assert "<script>" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
     drawn = page.partition("aria-label=map")[2].partition("</svg>")[0]
     # 11 images as discs and 11 texts as rings, in the colours of 3 modalities
     assert drawn.count("stroke=") == 11 and drawn.count("r=3 fill='") == 11
     assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["CT", "MRI&lt;", "US"]
+    split.modalities, split.captions = None, None  # classes, then, and no text
+    drawn = section("m", cache, split).partition("Map of the embeddings: t-SNE</h3>")[2]
+    names = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.partition("</svg>")[0])
+    assert set(names) == set(LABELS) & set(split.labels["vqa_rad"])
+    split.labels["vqa_rad"][:] = [
+        ("a", "b"),
+        (),
+        *[("a",)] * 9,
+    ]  # findings: neither right nor wrong
+    drawn = page_lib._neighbours(embed_set(cache, split), split)
+    assert "query a, b<" in drawn and "no finding" in drawn and "class='right'" not in drawn
     assert page.count("<th>m0<th>Chance") == 1 and "Robustness by severity" in page
     assert not any("_severity_" in line for line in results.summary(found))  # a screen, not ten
 
@@ -293,9 +326,13 @@ def test_comparison_says_better_only_on_the_same_data(sets_dir, tmp_path):
     assert {row["verdict"] for row in found} == {"other data or draws: not comparable"}
 
 
-def test_seeds_are_averaged_with_their_spread(sets_dir):
+def test_seeds_are_averaged_with_their_spread(sets_dir, monkeypatch):
     of_seeds = [scored(None, sets_dir, seed=s)[0] for s in range(3)]
     mean = results.over_seeds(of_seeds, "m")
     for row, *of_one in zip(mean, *of_seeds, strict=True):
         assert row["value"] == pytest.approx(np.mean([one["value"] for one in of_one]))
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
+        assert row["independent"] == (3 if row["replicates"] else 4)  # seeds, of 4 patients
+    monkeypatch.setattr(results, "compare", lambda one, two, groups: (one, str(groups)))
+    for pair in ((mean, of_seeds[0]), (of_seeds[0], mean)):  # as few as the fewer of two have
+        assert {row["verdict"] for row in results.compared(*pair)} == {"3"}

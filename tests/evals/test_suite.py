@@ -23,7 +23,7 @@ from tests import tiny_config, xla
 from tests.evals import published_sets
 from tests.test_train import ROOT, finish, free_address
 
-SETS = ("mednist", "retinamnist")  # files in a zip, and arrays
+SETS = ("mednist", "retinamnist", "vqa_rad")  # files in a zip, arrays, and a table
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def test_public_sets_score_while_training_as_after_it(run):
     found = read_scores(run, 1)
     assert {name.split("/")[1] for name in found} == set(SETS)
     assert 0 < found["all/mednist/zero_shot/mednist/chance_accuracy"] < 1
+    assert found["all/vqa_rad/left_out/image_in_an_earlier_row"] == 1
     cache = EmbeddingCache(load_embedder(str(run), make_mesh(ShardingConfig())), None)
     for name in SETS:
         splits = open_set(name, DECLARED[name], run.parent, (ALL,))

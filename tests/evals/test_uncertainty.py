@@ -5,11 +5,13 @@ import pytest
 
 from jaxclip.evals.base import Measured
 from jaxclip.evals.classification import single_label
+from jaxclip.evals.results import shown
 from jaxclip.evals.uncertainty import (
     Interval,
     bootstrap,
     compare,
     half_samples,
+    independent,
     percentiles,
     resamples,
 )
@@ -88,6 +90,14 @@ def test_no_interval_where_none_can_be_known():
     assert compare(nothing, nothing, 3)[1] == "no interval"
 
 
+def test_few_groups_widen_the_interval():
+    # t of 4 degrees of freedom is 2.776; times sqrt(5 / 4) it is 3.104 standard errors, which the
+    # normal distribution passes 0.000955 of the time
+    evenly = np.linspace(0, 1, 100_001)
+    assert percentiles(evenly, num_groups=5) == pytest.approx((0.000955, 1 - 0.000955), abs=2e-6)
+    assert percentiles(evenly, num_groups=10**6) == pytest.approx((0.025, 0.975), abs=1e-5)
+
+
 def test_draws_without_a_positive_do_not_take_the_interval():
     """AUROC of 3 positives among 60: 1 draw in 20 has none of them; of 1: 1 in 3, too many."""
     rng = np.random.default_rng(0)
@@ -120,3 +130,13 @@ def test_repeats_widen_the_interval():
     measured.repeats = [lambda units: {"mean": 0.0}]
     found = bootstrap(measured, draws=200)["mean"]
     assert (found.low, found.value, found.high) == (0, 0.5, 1)
+    assert independent(measured) == 2 and independent(mean_of(np.ones(100))) == 100
+
+
+def test_how_a_score_is_shown():
+    row = {"value": 0.98765, "low": 0.9, "high": 1.0, "chance": 0.5, "replicates": [1.0]}
+    assert shown(row) == "0.9877 [0.9000, 1.0000] (chance 0.5000)"
+    # what is left of a difference of equal numbers is nothing
+    nothing = row | {"value": -1.3e-16, "low": -1e-17}
+    assert shown(nothing, chance=False) == "0.0000 [0.0000, 1.0000]"
+    assert shown(row | {"value": 2.5e-5}, chance=False) == "2.5e-05 [0.9000, 1.0000]"

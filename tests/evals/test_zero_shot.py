@@ -61,7 +61,13 @@ def test_accuracy_by_hand():
     # the last one scores 0 for every class: a tie is an error
     assert found.values()["accuracy"] == 2 / 4
     assert found.values()["balanced_accuracy"] == pytest.approx((1 / 3 + 1) / 2)  # no X-ray here
+    # always saying CT is right for 3 of 4; the model says MRI, for 3 of them, and CT
     assert found.chance["accuracy"] == 3 / 4 and found.counts["images"] == 4
+    labels[:] = ["ct", "mri", "ct", "ct", "mri", "none"]
+    found = zero_shot(
+        embedded(np.eye(3)[[0, 0, 0, 0]], [1, 2, 3, 4]), labels, PROMPTS, encode_texts
+    )
+    assert found.chance["accuracy"] == 2 / 4  # though CT is said always
 
 
 def test_the_prompt_file_says_which_class_is_positive():
@@ -173,12 +179,22 @@ def test_prompt_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"medmist.json is no prompt file.*: .*mednist"):
         load_prompts("medmist")
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps(PROMPTS | {"templates": ["{}", "an image"]}))
-    with pytest.raises(ValueError, match=r"template 'an image' must have {}"):
-        load_prompts(str(file))
-    file.write_text(json.dumps(PROMPTS | {"classes": {}}))
-    with pytest.raises(ValueError, match="lacks the field 'classes'"):
-        load_prompts(str(file))
-    file.write_text(json.dumps(PROMPTS | {"positive": "pet"}))
-    with pytest.raises(ValueError, match=r"positive .'pet'. must be one of its classes"):
+    for change, complaint in [
+        ({"templates": ["{}", "an image"]}, "template 'an image' must have one {}"),
+        ({"templates": ["{} of {part}"]}, "'{} of {part}' must have one {}, .* no other braces"),
+        ({"templates": "{}."}, r"templates \('{}.'\) must be a list of texts"),
+        ({"negative_templates": ["none"]}, "template 'none' must have one {}"),
+        ({"classes": {}}, "lacks the field 'classes'"),
+        ({"classes": ["ct", "mri"]}, "classes must be {label: .names., ...}, of 2 or more"),
+        ({"classes": {"ct": ["CT"]}}, "classes must be .* of 2 or more"),  # always right
+        # each letter would be a name, and the mean of no name is not a number
+        ({"classes": {"ct": "CT", "mri": ["MRI"]}}, r"class 'ct' \('CT'\) must be a list of texts"),
+        ({"classes": {"ct": [], "mri": ["MRI"]}}, r"class 'ct' \(\[\]\) must .* at least one"),
+        ({"positive": "pet"}, r"positive .'pet'. must be one of its classes"),
+    ]:
+        file.write_text(json.dumps(PROMPTS | change))
+        with pytest.raises(ValueError, match=f"mine.json.*{complaint}"):
+            load_prompts(str(file))
+    file.write_text("{")
+    with pytest.raises(ValueError, match="mine.json is not JSON: "):
         load_prompts(str(file))
