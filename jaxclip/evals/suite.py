@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterable
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
 from jaxclip.config import EvalConfig, TrainConfig
