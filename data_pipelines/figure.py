@@ -60,7 +60,7 @@ class FigureOptions(WriteOptions):
 class FieldOptions(FigureOptions):
     """Which field of a row, or column of a table, is what."""
 
-    images: str = option("", "folder or zip with the images that rows name")
+    images: str = option("", "folder, zip or zips (glob) with the images that rows name")
     image: str = option("", "field: bytes, or a path inside --images")
     caption: str = option("", "field: caption of the whole figure")
     group: str = option("", "field: article or patient; a group is never in two splits")

@@ -3,6 +3,7 @@
 Shape letters: H height, W width.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -11,13 +12,14 @@ import posixpath
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_pipelines.remote import filesystem, is_url, open_file, without_query
+from data_pipelines.remote import expand, filesystem, is_url, open_file, without_query
 from jaxclip.data.image import ImageError, converted_from, decode_image
 
 MAX_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
@@ -162,18 +164,25 @@ def _encode_png(pixels_HW3: np.ndarray) -> bytes:
 
 
 @functools.lru_cache(maxsize=1)  # a zip's directory is read once a process
-def open_images(path: str) -> "ImageFolder | ImageZip | RemoteFolder":
-    """A folder or a zip, also of a URL. Raises ValueError: there is neither at `path`."""
+def open_images(path: str) -> "ImageFolder | ImageZip | ImageZips | RemoteFolder":
+    """A folder or a zip, or the zips of a glob or {1..9}, also of a URL.
+
+    Raises ValueError, FileNotFoundError: there is none of them at `path`.
+    """
+    if any(c in without_query(path) for c in "*{") and not os.path.exists(path):
+        return ImageZips([_open_zip(file) for file in expand([path], (".zip",))])
     if is_url(path) and not without_query(path).endswith(".zip"):
         return RemoteFolder(path)
     if os.path.isdir(path):
         return ImageFolder(path)
-    try:
+    return _open_zip(path)
+
+
+def _open_zip(path: str) -> "ImageZip":
+    with contextlib.suppress(FileNotFoundError):
         file = open_file(path, at_random=True) if is_url(path) else path
         if zipfile.is_zipfile(file):
             return ImageZip(file)
-    except FileNotFoundError:
-        pass
     raise ValueError(f"images ({path!r}) must be a folder or a zip file; there is neither.")
 
 
@@ -222,6 +231,23 @@ class ImageZip:
                 return opened.read(MAX_FILE_BYTES)
         except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise ImageError("unreadable file", str(error)) from None  # RuntimeError: encrypted
+
+
+class ImageZips:
+    """Several zips as one: of a name that two have, the first's."""
+
+    def __init__(self, zips: Sequence[ImageZip]):
+        self._zips = zips
+
+    def read(self, name: str) -> bytes:
+        """Raises ImageError: as ImageZip."""
+        for images in self._zips[:-1]:
+            try:
+                return images.read(name)
+            except ImageError as error:
+                if error.reason != "missing file":
+                    raise
+        return self._zips[-1].read(name)
 
 
 class RemoteFolder:

@@ -195,17 +195,17 @@ def context_of(href: str, context: Any) -> str:
 def roco(row: Row) -> Figure:
     """ROCO: {train,test,validation}data.csv with id, name, caption; images named as `name`.
 
-    Images that the publisher has since removed are missing files. The release's splits are by
-    image: panels of an article stand in several. They are kept, because results are quoted on them.
+    Its figures are whole ones: ci9b00834_0002 is no panel of ci9b00834. Images that the publisher
+    has since removed are missing files. The release's splits are by image: figures of an article
+    stand in several. They are kept, because results are quoted on them.
     """
     name, roco_id = as_text(row.get("name")), as_text(row.get("id"))
-    article, figure, panel = parse_name(name)
+    article, figure, number = parse_name(name)
     return figure_of(
         row,
         name,
         article_id=article or roco_id,
-        figure_id=figure,
-        panel_id=panel,
+        figure_id=f"{figure}_{number}" if number else figure,
         split=row["__split__"],
         signals={"roco_id": roco_id},
     )
@@ -246,14 +246,15 @@ def quilt(row: Row) -> Figure:
     """Quilt-1M: caption, image_path, subset, split, pathology, magnification of the lookup CSV.
 
     An image has several rows, each another caption; they are kept as records of one figure. Frames
-    of one video are one group: `VIDEO_image_UUID.jpg`, where the name has that form.
+    of one video are one group: `VIDEO_image_UUID.jpg`, where the name has that form; images of an
+    article, if the name begins with its PMC id. Published in ten zips.
     """
     path = as_text(row.get("image_path"))
     stem = path.rpartition("/")[2].rpartition(".")[0]
     return figure_of(
         row,
         path,
-        article_id=stem.partition("_image_")[0],
+        article_id=parse_name(path)[0] or stem.partition("_image_")[0],
         figure_id=stem,
         split=as_text(row.get("split")),
         signals={name: as_text(row.get(name)) for name in ("subset", "pathology", "magnification")},
@@ -301,7 +302,7 @@ LAYOUTS = {
     ),
     "quilt": Layout(
         reader="table",
-        files="quilt_1M_lookup.csv, with --images=quilt_1m.zip",
+        files="quilt_1M_lookup.csv, with --images='images_part_*.zip'",
         to_figure=quilt,
         source="quilt_1m",
         image_names=lambda row: (f"{row.get('image_path')}", f"quilt_1m/{row.get('image_path')}"),

@@ -78,6 +78,7 @@ def _open_pmc(number: int, image: bytes) -> tuple[str, Members]:
         "full_caption": caption(number),
         "sub_caption": "NO" if number % 5 == 4 else f"Axial CT of patient {number}.",
         "intext_refs": [f"Figure 1 shows patient {number}.", "See also Fig. 1."],
+        "intext_refs_summary": f"Patient {number} was treated.",
         "modality": ("radiology", "microscopy", "visible light photography")[number % 3],
     }
     key = f"train-{number // SAMPLES_PER_TAR:04d}-{number % SAMPLES_PER_TAR:06d}"
@@ -279,10 +280,11 @@ def write_quilt(folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> s
         rows.append([number, caption(number), path, "quilt", split, "Renal", "1.0"])
     if traps:
         files["video9_image_0.jpg"] = draw(0, 9, 9)
-        rows.append([1, "x", "video9_image_0.jpg", "quilt", "train", "", ""])
-        rows.append([2, "", "video9_image_0.jpg", "quilt", "train", "", ""])
-        rows.append([3, "gone", "video9_image_1.jpg", "quilt", "train", "", ""])
-    _write_zip(folder / "quilt_1m.zip", files)
+        for text, image in (("x", 0), ("", 0), ("gone", 1)):
+            rows.append([0, text, f"video9_image_{image}.jpg", "quilt", "train", "", ""])
+    for part in (0, 1):  # of ten
+        some = {f"quilt_1m/{path}": files[path] for path in sorted(files)[part::2]}
+        _write_zip(folder / f"images_part_{part + 1}.zip", some)
     _write_csv(folder / "quilt_1M_lookup.csv", columns, rows)
     return str(folder / "quilt_1M_lookup.csv")
 
@@ -306,7 +308,7 @@ def _write_csv(file: pathlib.Path, columns: list[str], rows: list[list[Any]]) ->
 
 TABLES = {"pmc_oa": write_pmc_oa, "roco": write_roco, "rocov2": write_rocov2}
 TABLES |= {"medicat": write_medicat, "quilt": write_quilt}
-IMAGES = {"pmc_oa": "images.zip", "medicat": "figures", "quilt": "quilt_1m.zip"}  # of --images
+IMAGES = {"pmc_oa": "images.zip", "medicat": "figures", "quilt": "images_part_*.zip"}  # of --images
 
 
 def write_release(

@@ -68,6 +68,7 @@ def test_open_pmc_fields(datasets):
     assert record.caption.startswith("(a) Axial CT of patient 3.")
     assert record.panel_caption == "Axial CT of patient 3."
     assert record.references == "Figure 1 shows patient 3.\nSee also Fig. 1."
+    assert record.summary == "Patient 3 was treated."
     assert row["modality"] == "radiology" and row["sub_caption_refused"] is False
     record, row = first(datasets["open_pmc"], 4)  # the language model's "NO" is no caption
     assert record.panel_caption == "" and row["sub_caption_refused"] is True
@@ -106,6 +107,7 @@ def test_kin(datasets):
         "validation",
         "ROCO_00002",
     )
+    assert (record.figure_id, record.panel_id) == ("Fig1_3", "")  # its figures are whole
     record, row = first(datasets["rocov2"], 0)
     assert (record.article_id, row["split"]) == ("ROCOv2_2023_train_000000", "validation")
     assert row["cui"] == ["C0040405", "C0817096"]
@@ -114,6 +116,11 @@ def test_kin(datasets):
     assert (record.article_id, record.licence) == (f"{1:040x}", "cc-by")
     record, row = first(datasets["quilt"], 9)
     assert (record.article_id, row["split"], row["pathology"]) == ("video2", "validation", "Renal")
+
+
+def test_images_of_articles_in_quilt():
+    row = {"__key__": "1", "image_path": "PMC77_F2.jpg", "caption": "x", "image_bytes": b""}
+    assert LAYOUTS["quilt"].to_figure(row).article_id == "PMC77"
 
 
 def test_open_pmc_18m_fields(datasets):
