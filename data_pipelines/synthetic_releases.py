@@ -2,10 +2,9 @@
 
     python -m data_pipelines.synthetic_releases --layout=open_pmc --out=DIR [--size=10000]
 
-For the tests of the readers, their benchmark, and for trying a conversion before the terabytes are
-there. With traps (the default), a release ends with the items that have broken readers: a 9-pixel
-image, an empty caption, broken JSON, a tar cut short, a missing image, and what else its kind has;
-TRAPS says which drop each must become.
+For tests and benchmarks, and for trying a conversion before the terabytes are there. With traps
+(the default), a release ends with the items that have broken readers: a 9-pixel image, an empty
+caption, broken JSON, a tar cut short, a missing image; TRAPS says which drop each must become.
 """
 
 import csv
@@ -275,16 +274,15 @@ def write_quilt(folder: pathlib.Path, images: Sequence[bytes], traps: bool) -> s
     rows, files = [], {}
     for number, image in enumerate(images):
         path = f"video{number // 4}_image_{number:08x}.jpg"
-        files[path] = image
+        files[f"quilt_1m/{path}"] = image
         split = "val" if number % 10 == 9 else "train"
         rows.append([number, caption(number), path, "quilt", split, "Renal", "1.0"])
     if traps:
-        files["video9_image_0.jpg"] = draw(0, 9, 9)
+        files["quilt_1m/video9_image_0.jpg"] = draw(0, 9, 9)
         for text, image in (("x", 0), ("", 0), ("gone", 1)):
             rows.append([0, text, f"video9_image_{image}.jpg", "quilt", "train", "", ""])
     for part in (0, 1):  # of ten
-        some = {f"quilt_1m/{path}": files[path] for path in sorted(files)[part::2]}
-        _write_zip(folder / f"images_part_{part + 1}.zip", some)
+        _write_zip(folder / f"images_part_{part}.zip", dict([*files.items()][part::2]))
     _write_csv(folder / "quilt_1M_lookup.csv", columns, rows)
     return str(folder / "quilt_1M_lookup.csv")
 
