@@ -42,7 +42,7 @@ from data_pipelines.layouts import LAYOUTS, Layout, parse_name
 from data_pipelines.options import option, run, take_beam_options
 from data_pipelines.parquet import parquet_jobs, read_parquet
 from data_pipelines.remote import exists, expand, is_url, without_query
-from data_pipelines.table import key_warnings
+from data_pipelines.table import PANELS, key_warnings
 from data_pipelines.text_table import BadRow, num_rows, read_rows, read_text_table, stage
 from data_pipelines.tfds import read_tfds, tell_of_splits, tfds_jobs, with_fields
 from data_pipelines.webdataset import TAR_SUFFIXES, read_samples
@@ -129,8 +129,10 @@ def build_corpus(options: CorpusOptions, beam: Sequence[str] = ()) -> Dataset:
         tokenizer_vocab=options.tokenizer_vocab,
         overwrite=options.overwrite,
     )
-    for warning in key_warnings(dataset):
-        print(warning)
+    remedy = "" if options.layout in LAYOUTS else PANELS
+    splits = "of the release (--split_by_article makes others)"
+    for warning in key_warnings(dataset, remedy, splits):
+        print(warning.strip())
     return dataset
 
 

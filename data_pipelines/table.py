@@ -136,7 +136,9 @@ def _made_by(options: TableOptions, module: str) -> dict[str, Any]:
 PANELS = "If they are panels, name their column with --panel."
 
 
-def key_warnings(dataset: Dataset, remedy: str = PANELS) -> list[str]:
+def key_warnings(
+    dataset: Dataset, remedy: str = PANELS, splits: str = "of --split_column"
+) -> list[str]:
     """What is odd about the (article, figure, panel) keys, in sentences."""
     keys = dataset.columns(["article_id", "figure_id", "panel_id", "split"])
     same = keys.group_by(["article_id", "figure_id", "panel_id"]).aggregate([([], "count_all")])
@@ -151,7 +153,7 @@ def key_warnings(dataset: Dataset, remedy: str = PANELS) -> list[str]:
         )
     if straddling:
         warnings.append(
-            f"Warning: {len(straddling):,} groups are in more than one split of --split_column, "
+            f"Warning: {len(straddling):,} groups are in more than one split {splits}, "
             f"e.g. {straddling[0]}: evaluation will see what was trained on."
         )
     return warnings

@@ -130,13 +130,17 @@ def test_open_pmc_18m_fields(datasets):
     assert (record.summary, row["modality"]) == ("Patient 5 was treated.", "Radiology")
 
 
-def test_articles_are_not_split_unless_the_release_does_it(datasets, releases, tmp_path):
+def test_articles_are_not_split_unless_the_release_does_it(datasets, releases, tmp_path, capsys):
     rows = datasets["open_pmc"].metadata.to_pylist()
     splits = {row["article_id"]: set() for row in rows}
     for row in rows:
         splits[row["article_id"]].add(row["split"])
     assert all(len(names) == 1 for names in splits.values())
+    build(tmp_path / "release", releases["roco"])
+    printed = capsys.readouterr().out
+    assert "split of the release (--split_by_article makes others), e.g. PMC1000" in printed
     by_article = build(tmp_path / "roco", releases["roco"], split_by_article=True)
+    assert "--split_by_article" not in capsys.readouterr().out
     rows = by_article.metadata.to_pylist()
     assert len({row["split"] for row in rows if row["article_id"] == "PMC1000"}) == 1
 
