@@ -101,6 +101,7 @@ def test_two_subsets_side_by_side(server):
     assert shown(page)[-2:] == ["2/3", "2/4"] and "1/1" in shown(page)
     assert "1 of these in both" in page  # 3
     assert "in both" not in search(server, a=1)
+    assert counts(search(server, a=1, b=2, q="CT")) == ["29 of 30", "1 of 2"]  # of its own only
 
 
 def test_what_was_searched_for_is_shown():

@@ -47,6 +47,16 @@ def tar_of(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def test_two_samples_of_one_key_are_two(tmp_path):
+    data = tar_of({"a.jpg": b"1", "a.txt": b"t"})[: 4 * 512] + tar_of(
+        {"a.jpg": b"2", "a.txt": b"u"}
+    )
+    assert [(s["image_bytes"], s["txt"]) for s in samples(tmp_path, data)] == [
+        (b"1", "t"),
+        (b"2", "u"),
+    ]
+
+
 def samples(tmp_path, data: bytes) -> list:
     (tmp_path / "x.tar").write_bytes(data)
     return list(read_samples(str(tmp_path / "x.tar")))
@@ -198,6 +208,7 @@ def test_a_corpus_without_a_caption_is_told_before_the_work(tmp_path):
         ("data/validation-00000-of-00002.parquet", "validation"),
         ("s3://b/all/test/radiology/testdata.csv", "test"),
         ("data/valid/0001.tar", "validation"),
+        ("test/train-0000.tar", "train"),  # the file's own word before its folder's
         ("runs/test_corpora/part-0.tar", ""),  # a folder that only has the word in it
         ("/train/a/b/c-0.tar", ""),
     ],

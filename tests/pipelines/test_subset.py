@@ -170,14 +170,20 @@ def test_a_mix_is_set_and_taken_over(choose, dataset, tmp_path):
         "radiology": 20,
         "microscopy": 60,
     }
+    rare = ("radiology=0.9", "microscopy=0.1")  # of 6, 5.4 and 0.6: rounded, not D'Hondt's 6 and 0
+    assert modalities(choose(size=6, stratify="modality", mix=rare))["microscopy"] == 1
     make(tmp_path / "like", dataset, size=40, stratify="modality", mix=mix)
     taken_over = choose(size=20, stratify="modality", mix=(str(tmp_path / "like"),))
     assert modalities(taken_over) == {"radiology": 5, "microscopy": 15}
     with pytest.raises(ValueError, match=r"at most (\d+) records can be had.*'microscopy'") as said:
         choose(size=300, stratify="modality", mix=mix)
     most = int(str(said.value).split("at most ")[1].split()[0])
+    have = modalities(n for n in range(NUM) if n % 10 != 9)
+    turns = [(i + 0.5) / share for m, share in (("radiology", 0.25), ("microscopy", 0.75))
+             for i in range(have[m])]  # fmt: skip
+    assert most == sum(turn < (have["microscopy"] + 0.5) / 0.75 for turn in turns)
     found = modalities(choose(size=most, stratify="modality", mix=mix))
-    assert abs(found["microscopy"] - 0.75 * most) <= 1
+    assert found["microscopy"] == have["microscopy"]
     with pytest.raises(ValueError, match="at most"):
         choose(size=most + 1, stratify="modality", mix=mix)
 
