@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import search as browse_search
 from data_pipelines.browse import PER_PAGE, BrowseOptions, Server
 from data_pipelines.query import deadline, run_query
 from data_pipelines.search import excerpt
@@ -46,7 +47,10 @@ def server(tmp_path_factory):
         write_subset(root / name, dataset, positions, splits=("train",), made_by={}, counts={})
     paths = tuple(str(root / name) for name in ("corpus", "odd", "few"))
     options = BrowseOptions(dataset=paths, port=0, cache=str(root / "cache"))
-    with Server(options) as server:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(browse_search, "RECORDS", 16)  # captions are kept in four parts
+        server = Server(options)
+    with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
