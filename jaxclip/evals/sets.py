@@ -174,7 +174,8 @@ def open_set(
     except FileNotFoundError as error:
         raise FileNotFoundError(_missing(name, declaration, root, str(error))) from None
     if not counts:
-        raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
+        why = "no images there" if root.exists() else "no such folder"
+        raise FileNotFoundError(_missing(name, declaration, root, why))
     found = {}
     for split in splits:
         kept = _without_later_groups(split, by_split[split], groups, left_out[split])

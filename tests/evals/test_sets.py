@@ -203,7 +203,8 @@ def test_a_path_cannot_leave_its_set(tmp_path):
 
 
 def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="BACH.* is not in .*Get it: https://zenodo"):
+    missing = r"BACH.* is not in .*\(no such folder\). Get it: https://zenodo"
+    with pytest.raises(FileNotFoundError, match=missing):
         open_set("bach", DECLARED["bach"], tmp_path)
 
 
@@ -278,6 +279,8 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
         "image_to_text", "text_to_image", "image_to_image", "zero_shot", "linear_probe",
         "nearest_neighbours", "representation", "robustness",
     }  # fmt: skip
+    repeats = {r["value"] for r in found if r["metric"] == "records_of_repeated_images"}
+    assert repeats == {0} and sum(r["evaluator"].startswith("image_to_image") for r in found) > 3
     out = results.epath.Path(tmp_path / "out")
     results.write(found, [], out, {})
     assert len(results.read(out)) == len(found)
