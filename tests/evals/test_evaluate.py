@@ -133,6 +133,10 @@ def test_models_of_one_table_are_compared(tmp_path, capsys):
         evaluate.main(["evaluate"])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("s/test zero_shot accuracy: b - a = +0.1000 [") and "higher" in line
+    results.write([*rows, rows[1] | {"model": "c"}], [], results.epath.Path(tmp_path), {})
+    with flagsaver.flagsaver(compare=[str(tmp_path)]):
+        evaluate.main(["evaluate"])
+    assert capsys.readouterr().out.splitlines()[2].startswith("Each of the 2 verdicts is for its")
     results.write(rows[:1], [], results.epath.Path(tmp_path), {})
     with flagsaver.flagsaver(compare=[str(tmp_path)]), pytest.raises(ValueError, match="one model"):
         evaluate.main(["evaluate"])
