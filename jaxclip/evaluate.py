@@ -301,6 +301,11 @@ def _compare(files: Sequence[str]) -> None:
     if not rows:
         raise ValueError(f"The models of {', '.join(files)} have no set and metric in common.")
     print(*results.compared_lines(rows), sep="\n")
+    if (verdicts := sum("difference" in row for row in rows)) > 1:
+        print(
+            f"Each of the {verdicts} verdicts is for itself: of 20 on models that are alike, one "
+            "is wrong on average."
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxclip.evals.embed import EmbeddingCache, embed_set, has_text
 from jaxclip.evals.probe import probe
 from jaxclip.evals.readers import LazyImages
 from jaxclip.evals.representation import representation
-from jaxclip.evals.retrieval import label_retrieval, retrieval
+from jaxclip.evals.retrieval import label_retrieval, repeated, retrieval
 from jaxclip.evals.sets import EvalSplit
 from jaxclip.evals.zero_shot import (
     check_labels,
@@ -126,6 +126,8 @@ def _retrieval(context: Context) -> list[Measured]:
             context.embeddings.image_NE, label_N, np.asarray(context.embeddings.group_N)
         )
         measured.name += f"/{prompts_name(file)}"
+        # copies of the query are right answers, and first: it has to be known that there are some
+        measured.counts["records_of_repeated_images"] = repeated(context.embeddings.image_id_N)
         found.append(measured)
     return found
 
@@ -161,9 +163,17 @@ def _probe(context: Context) -> list[Measured]:
             fitted = image_NE, target_NC
         else:  # a fifth of the train split, by group
             groups = np.arange(len(image_NE)) if train.groups is None else train.groups
-            is_held = np.array([split_of(str(g), (0.8, 0.2, 0)) != "train" for g in groups])
+            # salted: the set's own split may be by this hash, and would leave nobody to hold
+            is_held = np.array(
+                [split_of(str(g), (0.8, 0.2, 0), "probe") != "train" for g in groups]
+            )
             fitted = image_NE[~is_held], target_NC[~is_held]
             validation = image_NE[is_held], target_NC[is_held]
+        if not len(fitted[0]) or not len(validation[0]):
+            context.notes.append(
+                f"probe of {context.scored.name}: too few groups to hold some for validation."
+            )
+            continue
         probed = probe(
             fitted, validation,
             (context.embeddings.image_NE, context.targets(file, context.scored)),

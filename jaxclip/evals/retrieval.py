@@ -56,8 +56,8 @@ def _all_right(embeddings: Embeddings) -> list[Measured]:
     counts = {
         "images": len(images),
         "captions": len(captions),
-        "records_of_repeated_images": int(_repeated(image_of_N).sum()),
-        "records_of_repeated_captions": int(_repeated(caption_of_N).sum()),
+        "records_of_repeated_images": repeated(image_of_N),
+        "records_of_repeated_captions": repeated(caption_of_N),
     }
     group_N = np.asarray(embeddings.group_N)
     return [
@@ -218,8 +218,10 @@ def _within_studies(study_N: np.ndarray, pairs_N2: np.ndarray) -> np.ndarray:
     )
 
 
-def _repeated(index_N: np.ndarray) -> np.ndarray:
-    return np.bincount(index_N)[index_N] > 1
+def repeated(id_N: np.ndarray) -> int:
+    """How many have an id that others have, too."""
+    number = np.unique(id_N, return_counts=True)[1]
+    return int(number[number > 1].sum())
 
 
 def _measured(name, pairs_P2, wrong_P, num_targets, row_Q, group_N, counts) -> Measured:

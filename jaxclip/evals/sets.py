@@ -109,7 +109,7 @@ def of_dataset(
                 image_id_N=np.array([hash64(x) for x in sha], np.int64),
                 captions=captions,
                 labels=labels,
-                groups=article if all(article) else None,
+                groups=_each_in_one(article),
                 modalities=None if modality is None else modality.to_numpy()[positions],
                 left_out={"no text": source.without_text} if source.without_text else {},
             )
@@ -174,7 +174,8 @@ def open_set(
     except FileNotFoundError as error:
         raise FileNotFoundError(_missing(name, declaration, root, str(error))) from None
     if not counts:
-        raise FileNotFoundError(_missing(name, declaration, root, "no images there"))
+        why = "no images there" if root.exists() else "no such folder"
+        raise FileNotFoundError(_missing(name, declaration, root, why))
     found = {}
     for split in splits:
         kept = _without_later_groups(split, by_split[split], groups, left_out[split])
@@ -248,6 +249,13 @@ def _as_declared(declaration: Declaration, prompts: Mapping[str, Any], label: An
     return classes[int(label)] if label.isdigit() and int(label) < len(classes) else label
 
 
+def _each_in_one(groups: Sequence[str]) -> np.ndarray | None:
+    """Groups or studies, where a row without one is one of its own; None: no row has one."""
+    if not any(groups):
+        return None
+    return np.array([group or f"row {i}" for i, group in enumerate(groups)])
+
+
 def _eval_split(name, declaration, split, found, left_out) -> EvalSplit:
     kept, ids, left_out = [], [], collections.Counter(left_out)
     for row in found:  # one image in memory at a time
@@ -264,7 +272,7 @@ def _eval_split(name, declaration, split, found, left_out) -> EvalSplit:
             ids.append(hash64(image if isinstance(image, bytes) else image.tobytes()))
     labels = np.empty(len(kept), object)
     labels[:] = [row["label"] for row in kept]
-    groups, studies = ([row[field] for row in kept] for field in ("group", "study"))
+    groups, studies = (_each_in_one([row[field] for row in kept]) for field in ("group", "study"))
     return EvalSplit(
         name=name,
         split=split,
@@ -272,7 +280,7 @@ def _eval_split(name, declaration, split, found, left_out) -> EvalSplit:
         image_id_N=np.array(ids, np.int64),
         captions=[row["caption"] for row in kept] if any(r["caption"] for r in kept) else None,
         labels={declaration.prompts: labels} if declaration.prompts else {},
-        groups=np.array(groups) if all(groups) else None,
-        studies=np.unique(studies, return_inverse=True)[1] if all(studies) else None,
+        groups=groups,
+        studies=None if studies is None else np.unique(studies, return_inverse=True)[1],
         left_out=dict(left_out),
     )

@@ -5,6 +5,7 @@ import pathlib
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from absl.testing import flagsaver
 
@@ -19,7 +20,7 @@ from jaxclip.evals.embed import EmbeddingCache, fingerprint
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
 from jaxclip.evals.models import distinct_names, load_embedder, name_of_seeds, seeds_of
 from jaxclip.evals.retrieval import retrieval
-from jaxclip.evals.sets import of_dataset
+from jaxclip.evals.sets import dataset_labels, of_dataset
 from jaxclip.sharding import ShardingConfig, make_mesh
 from tests.conftest import SHAPES, tiny_example
 from tests.models.pretrained.fixtures import read_fixture, write_folder
@@ -132,6 +133,10 @@ def test_models_of_one_table_are_compared(tmp_path, capsys):
         evaluate.main(["evaluate"])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("s/test zero_shot accuracy: b - a = +0.1000 [") and "higher" in line
+    results.write([*rows, rows[1] | {"model": "c"}], [], results.epath.Path(tmp_path), {})
+    with flagsaver.flagsaver(compare=[str(tmp_path)]):
+        evaluate.main(["evaluate"])
+    assert capsys.readouterr().out.splitlines()[2].startswith("Each of the 2 verdicts is for its")
     results.write(rows[:1], [], results.epath.Path(tmp_path), {})
     with flagsaver.flagsaver(compare=[str(tmp_path)]), pytest.raises(ValueError, match="one model"):
         evaluate.main(["evaluate"])
@@ -155,6 +160,25 @@ def test_records_of_one_dataset_are_read_when_they_are_asked_for(tiny_dataset):
     positions = dataset.positions("test")
     assert list(split.images) == [dataset[int(i)].image for i in positions]
     assert split.images[1:3] == list(split.images)[1:3]
+
+
+@pytest.mark.parametrize(
+    ("column", "several", "expected"),
+    [
+        ([0, 1], False, ["0", "1"]),  # numbers as the texts that JSON's labels are
+        (["ct", None], False, ["ct", None]),  # check_labels names what is missing
+        (["a|b", "", None], True, [("a", "b"), (), ()]),
+        (['["a", "b"]', "[]", "a"], True, [("a", "b"), (), ("a",)]),  # as data_pipelines.table
+        ([["a", "b"], [], None], True, [("a", "b"), (), ()]),
+    ],
+)
+def test_labels_of_a_dataset_are_those_of_prompt_files(column, several, expected):
+    class Table:
+        def columns(self, names):
+            return pa.table({names[0]: column})
+
+    prompts = {"label_column": "x"} | ({"negative_templates": ["no {}"]} if several else {})
+    assert dataset_labels(Table(), prompts).tolist() == expected
 
 
 def test_items_have_the_modality_of_their_own_row():

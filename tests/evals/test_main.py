@@ -17,13 +17,12 @@ from absl.testing import flagsaver
 
 from jaxclip import evaluate
 from jaxclip.data.image import decode_image
-from jaxclip.data.record import split_of
 from jaxclip.evals import probe, results
 from jaxclip.evals.declared import DECLARED
 from jaxclip.evals.probe import few_shot_indices
 from jaxclip.evals.readers import Table
 from jaxclip.evals.robustness import CORRUPTIONS
-from jaxclip.evals.sets import Declaration
+from jaxclip.evals.sets import Declaration, open_set
 from jaxclip.evals.zero_shot import named_templates
 
 # image (its grey), label, patient, split; those of validation contradict the others
@@ -160,15 +159,20 @@ def test_few_shots_are_chosen_on_as_few_validation_images(sets, monkeypatch):
     assert pairs == {(1, 1), (2, 2), (4, 4), (8, 4), (16, 4)}
 
 
-def test_without_validation_images_some_training_images_are_held(sets, monkeypatch):
-    table(
-        sets / "two", ["image", "label", "patient", "split"], [k for k in KINDS if k[3] != "valid"]
-    )
-    monkeypatch.setitem(DECLARED, "two", DECLARED["kinds"])
-    _, found = run(sets=["two"], suite=["probe"], draws=0)
-    held = [k for k in KINDS if k[3] == "train" and split_of(k[2], (0.8, 0.2, 0)) != "train"]
+@pytest.mark.parametrize("split", ["official", "hash"])
+def test_without_validation_images_some_training_images_are_held(sets, monkeypatch, split):
+    """Also where the training images are those of the lowest hashes."""
+    kinds = [(grey, "AB"[grey >= 20], f"t{grey}", "train") for grey in range(0, 240, 3)]
+    kinds += [(grey, "AB"[grey >= 20], f"v{grey}", "valid") for grey in range(1, 240, 9)]
+    table(sets / "two", ["image", "label", "patient", "split"], kinds)
+    two = dataclasses.replace(DECLARED["kinds"], split=split)
+    monkeypatch.setitem(DECLARED, "two", two)
+    _, found = run(sets=["two"], suite=["probe"], draws=0, split="validation")
+    opened = open_set("two", two, sets, ("train", "validation"))
+    number = len(opened["train"].images)
     trained = found["final", "linear_probe/plane/all", "training_images"]["value"]
-    assert trained == 27 - len(held) and 2 < len(held) < 12
+    assert 0.05 * number < number - trained < 0.4 * number  # about a fifth is held
+    assert found["final", "linear_probe/plane/all", "l2"]["value"] < 1e-3  # chosen on them
 
 
 def test_severities_are_worse_and_worse(sets):

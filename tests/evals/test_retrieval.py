@@ -10,7 +10,7 @@ import pytest
 
 from jaxclip.evals import retrieval as retrieval_lib
 from jaxclip.evals.base import Embeddings
-from jaxclip.evals.retrieval import chance_recall, label_retrieval, pair_ranks, retrieval
+from jaxclip.evals.retrieval import chance_recall, label_retrieval, pair_ranks, repeated, retrieval
 from tests.evals.fixture import expected
 
 
@@ -143,7 +143,7 @@ def test_images_by_label():
 def test_chance_of_images_by_label():
     """Of 5 others, 2 are right for each of 3 images of a class, 1 for each of 2; one is alone."""
     found = label_retrieval(np.eye(6, dtype=np.float32), np.array([0, 0, 0, 1, 1, 2]), np.arange(6))
-    assert found.num_units == 5
+    assert found.num_units == 5 and repeated(np.array([30, -1, 30, 2, 30])) == 3
     assert found.chance["recall@1"] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5)
     assert "recall@5" not in found.chance  # of 5 others the best 5 are all
 

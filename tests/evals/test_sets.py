@@ -4,6 +4,7 @@ The embedder here needs no model: embeddings come from an image's bytes and a te
 """
 
 import csv
+import dataclasses
 import io
 import re
 import zipfile
@@ -24,7 +25,7 @@ from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.page import section, write_page
 from jaxclip.evals.readers import Folders, Npz, Parquet, Tfds, rows
-from jaxclip.evals.sets import Declaration, dataset_labels, open_set
+from jaxclip.evals.sets import Declaration, open_set
 from jaxclip.evals.tables import Table
 
 LABELS = ("CHEST", "ABD", "HEAD")
@@ -91,6 +92,19 @@ def test_a_table_with_patients(sets_dir):
     assert splits["test"].images[0] == jpeg(6)
     groups = [set(split.groups) for split in splits.values()]
     assert not groups[0] & groups[1] and not groups[1] & groups[2]
+
+
+def test_rows_without_a_patient_do_not_part_those_of_the_others(tmp_path):
+    """One row that does not say whose it is: the others are drawn by patient all the same."""
+    names = ("CHEST/p1_a", "CHEST/p1_b", "HEAD/p2_c", "HEAD/d", "ABD/e")
+    for seed, name in enumerate(names):
+        (tmp_path / "toy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"toy/{name}.jpg").write_bytes(jpeg(seed))
+    pattern = r"(?P<label>\w+)/((?P<group>p\d)_)?(?P<study>s\d)?.*"
+    toy = dataclasses.replace(TOY, layout=Folders(pattern=pattern), split="test")
+    split = open_set("toy", toy, tmp_path)["test"]
+    groups = split.groups.tolist()  # in order of the files' names
+    assert groups.count("p1") == 2 and len(set(groups)) == 4 and split.studies is None
 
 
 def test_an_image_keeps_all_its_captions(tmp_path):
@@ -203,7 +217,8 @@ def test_a_path_cannot_leave_its_set(tmp_path):
 
 
 def test_a_missing_set_is_named_with_the_place_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="BACH.* is not in .*Get it: https://zenodo"):
+    missing = r"BACH.* is not in .*\(no such folder\). Get it: https://zenodo"
+    with pytest.raises(FileNotFoundError, match=missing):
         open_set("bach", DECLARED["bach"], tmp_path)
 
 
@@ -216,25 +231,6 @@ def scored(directory, sets_dir, seed=0, suite=("retrieval", "zero_shot"), draws=
         found, model=f"m{seed}", set_name="toy", split="test",
         identity=splits["test"].identity, draws=draws,
     ), embedder, cache, splits["test"]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("column", "several", "expected"),
-    [
-        ([0, 1], False, ["0", "1"]),  # numbers as the texts that JSON's labels are
-        (["ct", None], False, ["ct", None]),  # check_labels names what is missing
-        (["a|b", "", None], True, [("a", "b"), (), ()]),
-        (['["a", "b"]', "[]", "a"], True, [("a", "b"), (), ("a",)]),  # as data_pipelines.table
-        ([["a", "b"], [], None], True, [("a", "b"), (), ()]),
-    ],
-)
-def test_labels_of_a_dataset_are_those_of_prompt_files(column, several, expected):
-    class Table:
-        def columns(self, names):
-            return pa.table({names[0]: column})
-
-    prompts = {"label_column": "x"} | ({"negative_templates": ["no {}"]} if several else {})
-    assert dataset_labels(Table(), prompts).tolist() == expected
 
 
 def test_embeddings_are_kept_by_content(sets_dir, tmp_path):
@@ -278,6 +274,8 @@ def test_the_whole_suite_its_table_and_its_page(sets_dir, tmp_path):
         "image_to_text", "text_to_image", "image_to_image", "zero_shot", "linear_probe",
         "nearest_neighbours", "representation", "robustness",
     }  # fmt: skip
+    repeats = {r["value"] for r in found if r["metric"] == "records_of_repeated_images"}
+    assert repeats == {0} and sum(r["evaluator"].startswith("image_to_image") for r in found) > 3
     out = results.epath.Path(tmp_path / "out")
     results.write(found, [], out, {})
     assert len(results.read(out)) == len(found)
