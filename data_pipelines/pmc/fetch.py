@@ -126,12 +126,17 @@ def fetch(options: FetchOptions) -> dict[str, int]:
     counts: collections.Counter = collections.Counter()
     failed = os.path.join(options.out, "failed.jsonl")
     with open(failed + ".tmp", "w", encoding="utf-8") as log, tqdm.tqdm(unit=" articles") as bar:
-        for drop in in_threads(fetcher.get, wanted, options.threads):
-            counts[drop.reason] += 1
-            if drop.reason not in ("fetched", "there already", "licence", "retracted"):
-                log.write(json.dumps(dataclasses.asdict(drop)) + "\n")
-                log.flush()
-            bar.update()
+        try:
+            for drop in in_threads(fetcher.get, wanted, options.threads):
+                counts[drop.reason] += 1
+                if drop.reason not in ("fetched", "there already", "licence", "retracted"):
+                    log.write(json.dumps(dataclasses.asdict(drop)) + "\n")
+                    log.flush()
+                bar.update()
+        except KeyboardInterrupt:
+            fetcher.stopped.set()
+            print("\nStopped; the same command goes on from there. Ctrl-C again waits for nobody.")
+            raise
     os.replace(failed + ".tmp", failed)
     print(", ".join(f"{reason} {count:,}" for reason, count in counts.most_common()))
     return dict(counts)
@@ -178,6 +183,7 @@ class Fetcher:
 
     def __init__(self, options: FetchOptions):
         self.options = options
+        self.stopped = threading.Event()  # nothing is tried again
         self._lock = threading.Lock()
         self._next = time.monotonic()
         self._systems = threading.local()  # one a thread: FTP takes one command at a time
@@ -258,7 +264,9 @@ class Fetcher:
                 last = error
             vars(self._systems).clear()  # the next try has a connection of its own
             wait = min(60, self.options.backoff * 2**number)
-            time.sleep(wait * random.uniform(0.5, 1))  # threads that failed together come apart
+            wait *= random.uniform(0.5, 1)  # threads that failed together come apart
+            if number + 1 == self.options.tries or self.stopped.wait(wait):
+                break
         reason = last.reason if isinstance(last, FetchError) else "server failed"
         raise FetchError(reason, f"{type(last).__name__}: {last}"[:200])
 

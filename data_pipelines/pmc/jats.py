@@ -161,8 +161,9 @@ def _licence(permissions, unknown: str = "") -> str:
         for element in permissions.iter("license", "ext-link", "uri", "{*}license_ref")
         for value in (*element.attrib.values(), element.text or "")
     ]
-    words = text_of(permissions.find("license")) + " " + text_of(permissions)
-    return narrowest((" ".join(addresses), words)) or unknown
+    words = text_of(permissions.find("license"))
+    found = narrowest((" ".join(addresses), words))
+    return found or licence_name(text_of(permissions)) or unknown
 
 
 def _date(meta) -> str:
@@ -227,9 +228,9 @@ def _figure_licence(element, caption: str, licence: str) -> str:
     <response> that says so; else the article's."""
     if (own := element.find("permissions")) is not None:
         return _licence(own, OWN_TERMS)
-    credits = " ".join((caption, *map(text_of, element.iterfind("attrib"))))
-    if is_of_others(credits):
-        return licence_name(credits) or OWN_TERMS
+    for credit in (caption, *map(text_of, element.findall("attrib"))):
+        if is_of_others(credit):
+            return licence_name(credit) or OWN_TERMS
     for part in element.iterancestors("sub-article", "response"):
         for place in ("front-stub/permissions", "front/article-meta/permissions"):
             if (permissions := part.find(place)) is not None:

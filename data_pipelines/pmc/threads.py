@@ -7,9 +7,13 @@ from typing import Any
 
 
 def in_threads(call: Callable[[Any], Any], items: Iterable, threads: int) -> Iterator[Any]:
-    """call(item) of each, as they finish; `items` is read no more than a few a thread ahead."""
+    """call(item) of each, as they finish; `items` is read no more than a few a thread ahead.
+
+    After an error or Ctrl-C none is begun, and those that run are not waited for.
+    """
     items = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
         running = {pool.submit(call, item) for item in itertools.islice(items, 4 * threads)}
         while running:
             done, running = concurrent.futures.wait(
@@ -17,3 +21,5 @@ def in_threads(call: Callable[[Any], Any], items: Iterable, threads: int) -> Ite
             )
             running |= {pool.submit(call, item) for item in itertools.islice(items, len(done))}
             yield from (future.result() for future in done)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -204,6 +204,7 @@ def test_labels_are_the_captions_letters_each_once():
     texts += [letter("day", 1, 1), letter("c", 7, 7, score=0.1), letter("0", 3, 3)]
     found = read_labels(np.zeros((9, 9, 3), np.uint8), ["a", "b", "c"], lambda pixels: texts)
     assert {(one.text, one.box[0]) for one in found} == {("a", 40), ("b", 5)}
+    assert read_labels(np.zeros((9, 9, 3), np.uint8), "abcde", lambda pixels: texts) == []  # 2 of 5
 
 
 def test_without_labels_in_the_caption_nothing_is_read():

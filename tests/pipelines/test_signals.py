@@ -211,6 +211,8 @@ def test_what_cannot_be_told_is_none(head):
     found = signals.signals(record("Results."), head)
     assert found["modality_overlap"] is None and found["language"] is None
     assert found["alignment_type"] is None and found["num_references"] == 0
+    unsure = [Panel((0, 0, 9, 9), score=0.2)] * 2
+    assert signals.compound_probability(unsure) == 0.5  # several: never less than for one
     assert found["compound_probability"] < 0.5 and found["num_panels"] == 1
 
 

@@ -26,6 +26,13 @@ def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: st
     return info, data
 
 
+def sparse(name: str):
+    """100 MB of holes in a few bytes: limits on what is read do not see them."""
+    info, data = member(name, b"x")
+    info.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "100000000"}
+    return info, data
+
+
 def package(path, *members) -> None:
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
@@ -43,6 +50,7 @@ def test_a_package_is_read_and_its_tricks_are_not(tmp_path):
         member("PMC1/link.jpg", kind=tarfile.SYMTYPE, link="/etc/hostname"),
         member("PMC1/hard.jpg", kind=tarfile.LNKTYPE, link="/etc/hostname"),
         member("PMC1/device.jpg", kind=tarfile.CHRTYPE),
+        sparse("PMC1/hole.jpg"),
         member("PMC1/paper.pdf", b"%PDF"),
         member("PMC1/script.sh", b"rm"),
     ]
@@ -51,7 +59,7 @@ def test_a_package_is_read_and_its_tricks_are_not(tmp_path):
     assert [dataset[i].figure_id for i in range(len(dataset))] == ["F1"]
     assert drops(dataset) == {
         "package: member outside of it": 2,
-        "package: link or special member": 3,
+        "package: link or special member": 4,
     }
     assert not list(tmp_path.rglob("evil*"))
 

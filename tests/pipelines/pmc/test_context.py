@@ -168,6 +168,21 @@ def test_two_threads_may_ask_the_same(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_after_an_error_no_request_is_begun():
+    begun, released = [], threading.Event()
+
+    def ask(number):
+        begun.append(number)
+        if number == 0:
+            raise ValueError("the endpoint failed")
+        released.wait(1)
+
+    with pytest.raises(ValueError, match="failed"):
+        list(in_threads(ask, range(9), 1))
+    released.set()
+    assert begun in ([0], [0, 1])
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
