@@ -18,7 +18,7 @@ from etils import epath
 from jaxclip.data.dataset import Dataset
 from jaxclip.data.image import ImageError, image_size
 from jaxclip.data.record import ALL, SPLITS, hash64, split_of
-from jaxclip.data.sources import DataConfig, open_sources
+from jaxclip.data.sources import DataConfig, Source, open_sources
 from jaxclip.data.subset import dataset_name
 from jaxclip.data.text import choose_text
 from jaxclip.data.tfds import TfdsDataset
@@ -87,10 +87,8 @@ def of_dataset(
     """
     found = []
     sources = open_sources(config, None if split == ALL else split)
-    names = collections.Counter(dataset_name(source.dataset.path) for source in sources)
-    for source in sources:
+    for name, source in zip(set_names(sources), sources, strict=True):
         dataset, positions = source.dataset, source.positions
-        name = dataset_name(dataset.path)
         columns = dataset.columns(["image_sha256", "article_id"])
         sha, article = (column.to_numpy()[positions] for column in columns.columns)
         labels = {}
@@ -103,7 +101,7 @@ def of_dataset(
         captions = [choose_text(dataset[int(i)].texts(), config.text, None) for i in positions]
         found.append(
             EvalSplit(
-                name=name if names[name] < 2 else source.path,
+                name=name,
                 split=split,
                 images=_records(dataset, positions),
                 image_id_N=np.array([hash64(x) for x in sha], np.int64),
@@ -131,6 +129,14 @@ def dataset_labels(dataset: Dataset | TfdsDataset, prompts: Mapping[str, Any]) -
     labels = np.empty(len(column), object)
     labels[:] = [str(one) if isinstance(one, int) else one for one in column]
     return labels
+
+
+def set_names(sources: Sequence[Source]) -> list[str]:
+    """What scores on a run's own datasets are called: by the dataset, or by the path that the run
+    has where two sources are of datasets of one name."""
+    names = [dataset_name(source.dataset.path) for source in sources]
+    often = collections.Counter(names)
+    return [n if often[n] < 2 else source.path for n, source in zip(names, sources, strict=True)]
 
 
 def _records(dataset: Dataset | TfdsDataset, positions: np.ndarray) -> LazyImages:

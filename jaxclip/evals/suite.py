@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from jaxclip.config import EvalConfig, TrainConfig
 from jaxclip.data.pipeline import eval_batches
 from jaxclip.data.sources import open_sources
-from jaxclip.data.subset import dataset_name
 from jaxclip.data.text import Tokenizer
 from jaxclip.evals.base import Measured, embed_split, make_embed
 from jaxclip.evals.declared import DECLARED
@@ -18,7 +17,7 @@ from jaxclip.evals.embed import EmbeddingCache
 from jaxclip.evals.evaluators import SuiteOptions, evaluate_split
 from jaxclip.evals.retrieval import retrieval
 from jaxclip.evals.run import MeshEmbedder
-from jaxclip.evals.sets import dataset_labels, open_set
+from jaxclip.evals.sets import dataset_labels, open_set, set_names
 from jaxclip.evals.zero_shot import check_labels, check_names, load_prompts, prompts_name, zero_shot
 from jaxclip.models import clip
 
@@ -90,8 +89,7 @@ def _of_own_split(
     batch_size = math.ceil((config.eval.batch_size or config.batch_size) / shards) * shards
     embed = make_embed(config.model, inputs, mesh)
 
-    names = [dataset_name(source.path) for source in sources]
-    names = [n if names.count(n) < 2 else s.path for n, s in zip(names, sources, strict=True)]
+    names = set_names(sources)
 
     def evaluate() -> Scores:
         scores = {}

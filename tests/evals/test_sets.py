@@ -8,6 +8,7 @@ import dataclasses
 import io
 import re
 import zipfile
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from jaxclip.evals.embed import EmbeddingCache, embed_set
 from jaxclip.evals.evaluators import EVALUATORS, SuiteOptions, evaluate_split
 from jaxclip.evals.page import section, write_page
 from jaxclip.evals.readers import Folders, Npz, Parquet, Tfds, rows
-from jaxclip.evals.sets import Declaration, open_set
+from jaxclip.evals.sets import Declaration, open_set, set_names
 from jaxclip.evals.tables import Table
 
 LABELS = ("CHEST", "ABD", "HEAD")
@@ -334,3 +335,12 @@ def test_seeds_are_averaged_with_their_spread(sets_dir, monkeypatch):
     monkeypatch.setattr(results, "compare", lambda one, two, groups: (one, str(groups)))
     for pair in ((mean, of_seeds[0]), (of_seeds[0], mean)):  # as few as the fewer of two have
         assert {row["verdict"] for row in results.compared(*pair)} == {"3"}
+
+
+def test_scores_are_named_by_the_dataset_or_by_the_path_where_two_have_its_name():
+    """While training and after: `10k` would say nothing of whose 10,000 they are."""
+    sources = [
+        SimpleNamespace(path=path, dataset=SimpleNamespace(path=dataset))
+        for path, dataset in (("a/10k", "d/pmc"), ("b/10k", "d/pmc"), ("c/10k", "d/roco"))
+    ]
+    assert set_names(sources) == ["a/10k", "b/10k", "roco"]
